@@ -1,0 +1,1 @@
+//! Checkpoints, the Hugging Face hub, tokenizers, sampling and generation.

@@ -1,0 +1,93 @@
+//! The extension trait over Burn's `Backend`, its implementations, and the choice of a device at run time.
+//!
+//! This is the one module with `cfg(feature)`: each backend is a cargo feature, each device a [`DeviceSpec`].
+
+mod device;
+
+use burn::tensor::backend::{AutodiffBackend, Backend};
+use burn::tensor::{DType, Tensor};
+
+use crate::Op;
+use crate::attention::{self, AttentionArgs};
+use crate::causal_conv1d::{self, ConvArgs, ConvGrads, ConvOut};
+use crate::rms_norm_gated::{self, NormArgs, NormGrads};
+use crate::ssd::{self, SsdArgs, SsdGrads, SsdOut};
+
+pub use device::{BackendTask, DeviceError, DeviceSpec, Found, compiled, discover, with_backend};
+
+/// A Burn backend with this crate's operations. Every method has a default: the reference.
+///
+/// An implementation that reports a fast path for an operation in [`KernelBackend::fused`] overrides the forward
+/// method and, for operations with a `_backward` method here, that one as well.
+pub trait KernelBackend: Backend {
+    /// Name of the fast path for `op` on tensors of `dtype`, if there is one.
+    fn fused(_op: Op, _dtype: DType) -> Option<&'static str> {
+        None
+    }
+
+    /// See [`crate::causal_conv1d::causal_conv1d`].
+    fn causal_conv1d(args: ConvArgs<Self>) -> ConvOut<Self> {
+        causal_conv1d::reference::causal_conv1d(args)
+    }
+
+    /// Gradients of [`KernelBackend::causal_conv1d`] from those of its outputs; an absent one is zero. `None` without
+    /// a fast path.
+    fn causal_conv1d_backward(
+        _args: ConvArgs<Self>,
+        _dy: Option<Tensor<Self, 3>>,
+        _dstate: Option<Tensor<Self, 3>>,
+    ) -> Option<ConvGrads<Self>> {
+        None
+    }
+
+    /// See [`crate::ssd::ssd`].
+    fn ssd(args: SsdArgs<Self>) -> SsdOut<Self> {
+        ssd::reference::ssd(args)
+    }
+
+    /// Gradients of [`KernelBackend::ssd`] from those of its outputs; an absent one is zero. `None` without a fast path.
+    fn ssd_backward(_args: SsdArgs<Self>, _dy: Option<Tensor<Self, 4>>, _dstate: Option<Tensor<Self, 4>>) -> Option<SsdGrads<Self>> {
+        None
+    }
+
+    /// See [`crate::rms_norm_gated::rms_norm_gated`].
+    fn rms_norm_gated(args: NormArgs<Self>) -> Tensor<Self, 3> {
+        rms_norm_gated::reference::rms_norm_gated(args)
+    }
+
+    /// Gradients of [`KernelBackend::rms_norm_gated`]. `None` without a fast path.
+    fn rms_norm_gated_backward(_args: NormArgs<Self>, _dout: Tensor<Self, 3>) -> Option<NormGrads<Self>> {
+        None
+    }
+
+    /// See [`crate::attention::attention`].
+    fn attention(args: AttentionArgs<Self>) -> Tensor<Self, 4> {
+        attention::reference::attention(args)
+    }
+
+    /// `x [rows, in]`, `weight [out, in]` -> `[rows, out]`; see [`crate::linear::linear`].
+    fn linear(x: Tensor<Self, 2>, weight: Tensor<Self, 2>) -> Tensor<Self, 2> {
+        crate::linear::reference::linear(x, weight)
+    }
+}
+
+/// A backend that trains: autodiff over a backend with this crate's operations.
+pub trait TrainBackend: KernelBackend + AutodiffBackend<InnerBackend: KernelBackend> {}
+
+impl<B: KernelBackend + AutodiffBackend<InnerBackend: KernelBackend>> TrainBackend for B {}
+
+#[cfg(feature = "flex")]
+impl KernelBackend for burn::backend::Flex {}
+
+#[cfg(feature = "ndarray")]
+impl KernelBackend for burn::backend::NdArray<f32> {}
+
+#[cfg(feature = "_cube")]
+impl<R, F, I, BT> KernelBackend for burn_cubecl::CubeBackend<R, F, I, BT>
+where
+    R: burn_cubecl::CubeRuntime,
+    F: burn_cubecl::FloatElement,
+    I: burn_cubecl::IntElement,
+    BT: burn_cubecl::element::BoolElement,
+{
+}

@@ -1,0 +1,35 @@
+//! Operations of state-space models and attention for [Burn](burn), generic over its `Backend`.
+//!
+//! Every operation has a `reference` written in plain Burn tensor operations: slow, obvious, and the judge of
+//! every faster path. Fast paths are chosen per backend through one extension trait, [`KernelBackend`]; which one
+//! runs, and why, is answered by [`path::report`].
+//!
+//! # Dimension legend
+//!
+//! | letter | meaning | letter | meaning |
+//! |---|---|---|---|
+//! | `b` | batch | `h` | heads |
+//! | `l` | sequence length | `g` | groups (`h % g == 0`) |
+//! | `s` | key/value slots of attention | `r` | heads per group, `h / g` |
+//! | `d` | model width | `p` | head width |
+//! | `e` | inner width (`h * p`), channels | `n` | state width |
+//! | `k` | convolution width | `c`, `q` | chunks and chunk length |
+//! | `v` | vocabulary | | |
+//!
+//! The letters are used with the same meaning in every crate of the workspace.
+
+pub mod attention;
+pub mod autodiff;
+pub mod backend;
+pub mod causal_conv1d;
+pub mod error;
+pub mod linear;
+pub mod path;
+pub mod rms_norm_gated;
+pub mod segments;
+pub mod ssd;
+
+pub use backend::{KernelBackend, TrainBackend};
+pub use error::ArgumentError;
+pub use path::{KernelChoice, Op};
+pub use segments::Segments;
