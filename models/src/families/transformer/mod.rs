@@ -1,0 +1,3 @@
+//! Transformers: attention and MLP in turn.
+
+pub mod llama;

@@ -1,0 +1,63 @@
+//! Linear projection with the weight as in Hugging Face files, and an optional low-rank adapter.
+
+use burn::module::{Module, Param};
+use burn::tensor::Tensor;
+use burn::tensor::backend::Backend;
+use terrarium_kernels::{KernelBackend, linear::linear};
+
+use crate::params::Bag;
+
+/// `y = x weight^T + bias (+ scale * x a^T b^T)`.
+#[derive(Module, Debug)]
+pub struct Linear<B: Backend> {
+    /// `[out, in]`.
+    pub weight: Param<Tensor<B, 2>>,
+    /// `[out]`.
+    pub bias: Option<Param<Tensor<B, 1>>>,
+    /// Low-rank adapter.
+    pub lora: Option<Lora<B>>,
+}
+
+/// A low-rank adapter (arXiv 2106.09685): adds `scale * b a` to the weight.
+#[derive(Module, Debug)]
+pub struct Lora<B: Backend> {
+    /// `[rank, in]`.
+    pub a: Param<Tensor<B, 2>>,
+    /// `[out, rank]`.
+    pub b: Param<Tensor<B, 2>>,
+    /// `alpha / rank`.
+    pub scale: f32,
+}
+
+impl<B: Backend> Linear<B> {
+    /// Takes `<name>.weight` and, where the list has one, `<name>.bias`.
+    pub(crate) fn take(bag: &mut Bag<B>, name: &str) -> Self {
+        Self { weight: bag.take(&format!("{name}.weight")), bias: bag.optional(&format!("{name}.bias")), lora: None }
+    }
+
+    /// `[out, in]`.
+    pub fn dims(&self) -> [usize; 2] {
+        self.weight.dims()
+    }
+}
+
+impl<B: KernelBackend> Linear<B> {
+    /// `[.., in]` -> `[.., out]`.
+    pub fn forward<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
+        let y = linear(x.clone(), self.weight.val(), self.bias.as_ref().map(Param::val));
+        match &self.lora {
+            None => y,
+            Some(lora) => y + linear(linear(x, lora.a.val(), None), lora.b.val(), None) * lora.scale,
+        }
+    }
+
+    /// Adds the adapter into the weight and drops it.
+    pub(crate) fn merge(&mut self) {
+        let Some(lora) = self.lora.take() else { return };
+        let weight = self.weight.val();
+        let dtype = weight.dtype();
+        let added = lora.b.val().matmul(lora.a.val()) * lora.scale;
+        let merged = (weight.cast(burn::tensor::DType::F32) + added.cast(burn::tensor::DType::F32)).cast(dtype);
+        self.weight = Param::from_tensor(merged.detach());
+    }
+}

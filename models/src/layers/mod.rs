@@ -1,0 +1,12 @@
+//! Building blocks below the mixers: linear, RMS norm, embedding, rotary positions.
+
+mod embedding;
+mod linear;
+mod norm;
+mod rope;
+
+pub use embedding::Embedding;
+pub use linear::{Linear, Lora};
+pub use norm::RmsNorm;
+pub use rope::{RopeConfig, RopeScaling};
+pub(crate) use rope::{RopeTables, rotate};
