@@ -2,31 +2,33 @@
 
 use burn::tensor::activation::silu;
 use burn::tensor::backend::Backend;
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{DType, Int, Tensor, TensorData};
 
 use super::{ConvArgs, ConvOut};
 use crate::Segments;
 
-/// See [`super::causal_conv1d`].
+/// See [`super::causal_conv1d`]. Half precisions are widened, so that only the result is rounded.
 pub fn causal_conv1d<B: Backend>(args: ConvArgs<B>) -> ConvOut<B> {
     let ConvArgs { x, weight, bias, state, segments, silu: activate } = args;
     let [b, l, e] = x.dims();
     let k = weight.dims()[1];
     let device = x.device();
+    let dtype = x.dtype();
+    let wide = if matches!(dtype, DType::F16 | DType::BF16) { DType::F32 } else { dtype };
     let past = state.unwrap_or_else(|| Tensor::zeros([b, k - 1, e], (&device, x.dtype())));
     let padded = if k > 1 { Tensor::cat(vec![past, x.clone()], 1) } else { x.clone() }; // [b, k-1+l, e]
 
-    let mut y = Tensor::<B, 3>::zeros([b, l, e], (&device, x.dtype()));
+    let mut y = Tensor::<B, 3>::zeros([b, l, e], (&device, wide));
     for j in 0..k {
-        let tap = weight.clone().narrow(1, j, 1).reshape([1, 1, e]);
-        let mut source = padded.clone().narrow(1, j, l);
+        let tap = weight.clone().narrow(1, j, 1).reshape([1, 1, e]).cast(wide);
+        let mut source = padded.clone().narrow(1, j, l).cast(wide);
         if let Some(segments) = &segments {
             source = source.mask_fill(foreign_sources(segments, k, j).expand([b, l, e]), 0.0);
         }
         y = y + source * tap;
     }
     if let Some(bias) = bias {
-        y = y + bias.reshape([1, 1, e]);
+        y = y + bias.reshape([1, 1, e]).cast(wide);
     }
     if activate {
         y = silu(y);
@@ -38,7 +40,7 @@ pub fn causal_conv1d<B: Backend>(args: ConvArgs<B>) -> ConvOut<B> {
             last_inputs(padded, segments, k)
         }
     };
-    ConvOut { y, state }
+    ConvOut { y: y.cast(dtype), state }
 }
 
 /// Ids of the `k - 1 + l` inputs a row sees: the state's, then its own. `[b, k-1+l]`

@@ -31,7 +31,8 @@ fn step_sizes<B: Backend>(
         delta = softplus(delta, 1.0);
     }
     let (min, max) = options.dt_limit;
-    if min > 0.0 {
+    // Softplus is never negative, so the usual limit of zero needs no work after it.
+    if min > 0.0 || !options.dt_softplus {
         delta = delta.clamp_min(min);
     }
     if max.is_finite() {

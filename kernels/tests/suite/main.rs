@@ -1,0 +1,11 @@
+//! One binary for all operations: each is checked against a float64 scalar loop, its reference against central
+//! differences, its fast path against its reference, and the properties that hold for any path.
+//!
+//! The backend is the one that the cargo features pick in [`common`].
+
+mod attention;
+mod causal_conv1d;
+mod common;
+mod linear;
+mod rms_norm_gated;
+mod ssd;

@@ -1,0 +1,289 @@
+//! Tests of [`terrarium_kernels::ssd`].
+
+use burn::tensor::{DType, Tensor};
+use terrarium_kernels::KernelBackend;
+use terrarium_kernels::Segments;
+use terrarium_kernels::ssd::{SsdArgs, SsdOptions, SsdOut, reference, ssd};
+
+use crate::common::*;
+
+#[derive(Debug, Clone)]
+struct SsdCase {
+    b: usize,
+    l: usize,
+    h: usize,
+    p: usize,
+    g: usize,
+    n: usize,
+    skip: bool,
+    bias: bool,
+    state: bool,
+    segments: Option<Ids>,
+    options: SsdOptions,
+}
+
+impl SsdCase {
+    /// All options on.
+    fn new(l: usize, h: usize, g: usize, chunk: usize) -> Self {
+        let options = SsdOptions { chunk, ..SsdOptions::default() };
+        Self { b: 2, l, h, p: 5, g, n: 7, skip: true, bias: true, state: true, segments: None, options }
+    }
+
+    fn segmented(self) -> Self {
+        let segments = Some(three_rows(self.l));
+        Self { b: 3, segments, ..self }
+    }
+
+    fn bare(self) -> Self {
+        Self { skip: false, bias: false, state: false, ..self }
+    }
+
+    fn limited(mut self) -> Self {
+        self.options.dt_limit = (0.4, 0.9);
+        self
+    }
+
+    fn linear_dt(mut self) -> Self {
+        self.options.dt_softplus = false;
+        self
+    }
+
+    fn sized(self, p: usize, n: usize) -> Self {
+        Self { p, n, ..self }
+    }
+
+    /// Tokens `from..to` as a call of its own.
+    fn args<B: KernelBackend>(
+        &self,
+        inputs: &Bag<Tensor<B, 1>>,
+        (from, to): (usize, usize),
+        state: Option<Tensor<B, 4>>,
+        dtype: DType,
+    ) -> SsdArgs<B> {
+        let &SsdCase { b, l, h, p, g, n, .. } = self;
+        let cut = |name, width: [usize; 2]| {
+            inputs.get(name).reshape([b, l, width[0], width[1]]).narrow(1, from, to - from).cast(dtype)
+        };
+        let segments = self.segments.as_ref().map(|Ids(ids, prev)| {
+            let (ids, prev) = piece(ids, prev, l, from, to);
+            Segments::new(b, to - from, ids, prev, &Default::default()).unwrap()
+        });
+        SsdArgs {
+            x: cut("x", [h, p]),
+            dt: cut("dt", [h, 1]).reshape([b, to - from, h]),
+            a: inputs.get("a"),
+            b: cut("b", [g, n]),
+            c: cut("c", [g, n]),
+            d: inputs.opt("d"),
+            dt_bias: inputs.opt("dt_bias"),
+            state,
+            segments,
+            options: self.options,
+        }
+    }
+}
+
+impl Case for SsdCase {
+    fn inputs(&self) -> Bag<Vec<f64>> {
+        let &SsdCase { b, l, h, p, g, n, .. } = self;
+        let mut rng = Rng::new((l * 31 + h) as u64);
+        let mut inputs = vec![
+            ("x", rng.uniform(-1.0, 1.0, b * l * h * p)),
+            ("dt", rng.uniform(if self.options.dt_softplus { -1.5 } else { 0.05 }, 1.0, b * l * h)),
+            ("a", rng.uniform(-1.9, -0.05, h)),
+            ("b", rng.uniform(-1.0, 1.0, b * l * g * n)),
+            ("c", rng.uniform(-1.0, 1.0, b * l * g * n)),
+        ];
+        if self.skip {
+            inputs.push(("d", rng.uniform(-1.0, 1.0, h)));
+        }
+        if self.bias {
+            // Off the grid of `dt`, so that no step size sits on the kink of a limit.
+            inputs.push(("dt_bias", rng.uniform(-1.0, 0.5, h).iter().map(|v| v + 1.0 / 256.0).collect()));
+        }
+        if self.state {
+            inputs.push(("state", rng.uniform(-1.0, 1.0, b * h * p * n)));
+        }
+        Bag(inputs)
+    }
+
+    fn scalar(&self, inputs: &Bag<Vec<f64>>) -> Vec<Vec<f64>> {
+        let &SsdCase { b, l, h, p, g, n, .. } = self;
+        let [x, dt, a, bs, cs] = ["x", "dt", "a", "b", "c"].map(|name| inputs.get(name));
+        let (d, bias) = (inputs.opt("d"), inputs.opt("dt_bias"));
+        let mut state = inputs.opt("state").unwrap_or_else(|| vec![0.0; b * h * p * n]);
+        let mut y = vec![0.0; b * l * h * p];
+        let (min, max) = self.options.dt_limit;
+        for row in 0..b {
+            let mut last = self.segments.as_ref().map_or(0, |Ids(_, prev)| prev[row]);
+            for t in 0..l {
+                let id = self.segments.as_ref().map_or(0, |Ids(ids, _)| ids[row * l + t]);
+                if id < 0 {
+                    continue;
+                }
+                for head in 0..h {
+                    let mut step = dt[(row * l + t) * h + head] + bias.as_ref().map_or(0.0, |bias| bias[head]);
+                    if self.options.dt_softplus {
+                        step = step.exp().ln_1p();
+                    }
+                    step = step.clamp(f64::from(min), f64::from(max));
+                    let decay = if id == last { (step * a[head]).exp() } else { 0.0 };
+                    let group = ((row * l + t) * g + head / (h / g)) * n;
+                    for i in 0..p {
+                        let at = ((row * l + t) * h + head) * p + i;
+                        let mut sum = d.as_ref().map_or(0.0, |d| d[head] * x[at]);
+                        for j in 0..n {
+                            let s = &mut state[((row * h + head) * p + i) * n + j];
+                            *s = *s * decay + step * x[at] * bs[group + j];
+                            sum += *s * cs[group + j];
+                        }
+                        y[at] = sum;
+                    }
+                }
+                last = id;
+            }
+        }
+        vec![y, state]
+    }
+
+    fn run<B: KernelBackend>(&self, inputs: &Bag<Tensor<B, 1>>, way: &Way, dtype: DType) -> Vec<Tensor<B, 1>> {
+        let &SsdCase { b, l, h, p, n, .. } = self;
+        let start = inputs.opt("state").map(|state| state.reshape([b, h, p, n]));
+        let whole = |state| self.args(inputs, (0, l), state, dtype);
+        let SsdOut { y, state } = match way {
+            Way::Reference => reference::chunked(whole(start)),
+            Way::Recurrent => reference::recurrent(whole(start)),
+            Way::Public => ssd(whole(start)),
+            Way::Pieces(ends) | Way::Separate(ends) => {
+                let mut state = start;
+                let mut ys = Vec::new();
+                let mut from = 0;
+                for &to in ends {
+                    let mut args = self.args(inputs, (from, to), state, dtype);
+                    if matches!(way, Way::Separate(_)) {
+                        args.segments = None;
+                        args.state = None;
+                    }
+                    let out = ssd(args);
+                    ys.push(out.y);
+                    state = Some(out.state);
+                    from = to;
+                }
+                SsdOut { y: Tensor::cat(ys, 1), state: state.unwrap() }
+            }
+        };
+        assert_eq!(y.dims(), [b, l, h, p]);
+        assert_eq!((y.dtype(), state.dtype()), (dtype, DType::F32));
+        vec![flat(y), flat(state)]
+    }
+}
+
+/// Lengths, heads, groups and chunk lengths at their awkward values.
+fn cases() -> Vec<SsdCase> {
+    let mut cases = vec![
+        SsdCase::new(1, 6, 1, 64),
+        SsdCase::new(1, 6, 2, 64).segmented(),
+        SsdCase::new(2, 2, 1, 64).segmented(),
+        SsdCase::new(17, 4, 2, 16).bare(),
+        SsdCase::new(63, 6, 2, 16).segmented(),
+    ];
+    if !SLOW {
+        cases.extend([
+            SsdCase::new(63, 10, 1, 64),
+            SsdCase::new(65, 6, 2, 64).limited(),
+            SsdCase::new(65, 10, 2, 16).bare(),
+            SsdCase::new(130, 4, 1, 64).linear_dt().segmented(),
+            SsdCase::new(200, 10, 2, 16).segmented().limited(),
+            SsdCase::new(200, 6, 1, 64).segmented(),
+            SsdCase::new(70, 3, 1, 64).sized(33, 40),
+            SsdCase::new(66, 2, 2, 64).sized(64, 128).segmented(),
+            SsdCase { b: 1, ..SsdCase::new(1, 24, 1, 64).sized(64, 128) },
+        ]);
+    }
+    cases
+}
+
+#[test]
+fn references_agree_with_the_scalar_loop() {
+    for case in cases() {
+        check_values(&case, &[Way::Reference, Way::Recurrent]);
+    }
+}
+
+#[test]
+fn public_path_agrees_with_the_scalar_loop() {
+    for case in cases() {
+        check_values(&case, &[Way::Public]);
+    }
+    if !SLOW {
+        check_values(&SsdCase { b: 1, ..SsdCase::new(1000, 6, 2, 64) }, &[Way::Reference, Way::Public]);
+    }
+}
+
+#[test]
+fn gradients_agree_with_differences() {
+    let small = |l, g| SsdCase { b: 1, ..SsdCase::new(l, 2, g, 4) }.sized(2, 3);
+    check_differences(&small(9, 1), &[Way::Reference, Way::Recurrent, Way::Public], 2);
+    check_differences(&small(7, 2).segmented(), &[Way::Reference, Way::Recurrent, Way::Public], 2);
+    check_differences(&small(1, 1), &[Way::Recurrent, Way::Public], 2);
+    check_differences(&small(20, 1).limited().bare(), &[Way::Reference, Way::Public], 2);
+    check_differences(&small(5, 1).linear_dt(), &[Way::Reference, Way::Public], 2);
+}
+
+#[test]
+fn public_gradients_agree_with_the_reference() {
+    for case in cases() {
+        check_gradients(&case, &Way::Public, 2);
+    }
+}
+
+#[test]
+fn pieces_agree_with_the_whole() {
+    let ends = if SLOW { vec![1, 5, 21] } else { vec![1, 5, 37, 101, 130] };
+    let l = *ends.last().unwrap();
+    for case in [SsdCase::new(l, 6, 2, 16), SsdCase::new(l, 4, 1, 16).segmented()] {
+        check_values(&case, &[Way::Pieces(ends.clone())]);
+        check_gradients(&case, &Way::Pieces(ends.clone()), 2);
+    }
+}
+
+#[test]
+fn packed_documents_agree_with_separate_ones() {
+    let (first, l) = if SLOW { (9, 21) } else { (39, 110) };
+    let ids = (0..l).map(|t| i32::from(t >= first)).collect();
+    let case = SsdCase { b: 1, state: false, segments: Some(Ids(ids, vec![0])), ..SsdCase::new(l, 4, 2, 16) };
+    check_values(&case, &[Way::Separate(vec![first, l])]);
+    check_gradients(&case, &Way::Separate(vec![first, l]), 2);
+}
+
+#[test]
+fn an_input_far_behind_strong_decay_stays_finite() {
+    // Cumulative decays beyond float32's exponent range must give zeros, not NaN.
+    let case = SsdCase { b: 1, ..SsdCase::new(if SLOW { 20 } else { 150 }, 2, 1, 64) };
+    let mut inputs = case.inputs();
+    inputs.0.iter_mut().find(|(name, _)| *name == "a").unwrap().1.fill(-60.0);
+    let want = case.scalar(&inputs);
+    let tensors = Bag(inputs.0.iter().map(|(name, v)| (*name, tensor::<Plain>(v))).collect());
+    for way in [Way::Reference, Way::Recurrent, Way::Public] {
+        let got: Vec<_> = case.run(&tensors, &way, DType::F32).into_iter().map(values).collect();
+        close_lists(&format!("{way:?}"), &got, &want, TOLERANCE);
+    }
+}
+
+#[test]
+fn half_precision_inputs_round_only_the_output() {
+    if !HALF {
+        return;
+    }
+    for (dtype, tolerance) in [(DType::BF16, 4.1e-3), (DType::F16, 5.1e-4)] {
+        for case in [SsdCase::new(70, 6, 2, 16), SsdCase::new(1, 6, 2, 16)] {
+            let want = case.scalar(&case.inputs());
+            let got = outputs(&case, &Way::Public, dtype);
+            close("y", &got[0], &want[0], tolerance);
+            close("state", &got[1], &want[1], TOLERANCE);
+            let want = gradients(&case, &Way::Reference, DType::F32, &[0, 1]);
+            let got = gradients(&case, &Way::Public, dtype, &[0, 1]);
+            close_bags(&format!("{dtype:?}"), &got, &want, 4.0 * tolerance);
+        }
+    }
+}
