@@ -1,11 +1,321 @@
 //! The operations under Burn's autodiff decorator.
 //!
-//! Where the backend below has a fast path, the operation becomes one node of the graph with a hand-written backward;
-//! elsewhere the reference runs on autodiff tensors and Burn differentiates it.
+//! Where the backend below has a fast path, the operation becomes one node of the graph with a hand-written backward
+//! that keeps the inputs alone; elsewhere the reference runs on autodiff tensors and Burn differentiates it.
+//!
+//! A step of Burn's graph has one output. An operation with two is a trunk, whose parents are the inputs, with two
+//! leaves, whose parent is the trunk. Leaves lie deeper, so they run first, and leave their gradients in slots where the
+//! trunk finds them.
+
+use std::fmt::Debug;
+use std::marker::PhantomData;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::backend::Autodiff;
+use burn::backend::autodiff::NodeId;
+use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::tensor::backend::{AutodiffBackend, Backend};
+use burn::tensor::ops::FloatTensor;
+use burn::tensor::{DType, Tensor, TensorPrimitive};
 
-use crate::KernelBackend;
+use crate::attention::{self, AttentionArgs};
+use crate::causal_conv1d::{self, ConvArgs, ConvOut};
+use crate::path::fused;
+use crate::rms_norm_gated::{self, NormArgs};
+use crate::ssd::{self, SsdArgs, SsdOptions, SsdOut};
+use crate::{KernelBackend, Op, Segments};
 
-impl<B: KernelBackend, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {}
+/// An operation that is one node: what it keeps besides tensors, and its backward.
+trait Node<B: KernelBackend, const N: usize>: Clone + Debug + Send + 'static {
+    /// Which inputs the backward reads, given which need a gradient.
+    fn reads(_tracked: [bool; N]) -> [bool; N] {
+        [true; N]
+    }
+
+    /// Gradients of the inputs from those of the outputs. Of the inputs only those it reads are there; gradients are
+    /// needed where `tracked` says so.
+    fn backward(self, inputs: [Input<B>; N], tracked: [bool; N], douts: [Input<B>; 2]) -> [Input<B>; N];
+}
+
+type Input<B> = Option<FloatTensor<B>>;
+type Slot<B> = Arc<Mutex<Input<B>>>;
+
+/// A kept input.
+#[derive(Clone, Debug)]
+enum Saved<B: Backend> {
+    /// In the graph's own checkpoints.
+    Node(NodeId),
+    /// Not part of the graph.
+    Value(FloatTensor<B>),
+    /// Absent, or never read.
+    Nothing,
+}
+
+/// State of a node: what the operation keeps, and where the gradients of its outputs arrive.
+#[derive(Clone, Debug)]
+struct Kept<B: Backend, O, const N: usize> {
+    node: O,
+    inputs: [Saved<B>; N],
+    /// Absent for an operation with one output, whose gradient is the step's own.
+    slots: Option<[Slot<B>; 2]>,
+}
+
+#[derive(Debug)]
+struct Trunk<O>(PhantomData<O>);
+
+impl<B: KernelBackend, O: Node<B, N>, const N: usize> Backward<B, N> for Trunk<O> {
+    type State = Kept<B, O, N>;
+
+    fn backward(self, ops: Ops<Self::State, N>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
+        let Kept { node, inputs, slots } = ops.state;
+        let inputs = inputs.map(|saved| match saved {
+            Saved::Node(id) => Some(checkpointer.retrieve_node_output(id)),
+            Saved::Value(value) => Some(value),
+            Saved::Nothing => None,
+        });
+        let douts = match slots {
+            None => [Some(grads.consume::<B>(&ops.node)), None],
+            Some(slots) => slots.map(|slot| slot.lock().unwrap_or_else(PoisonError::into_inner).take()),
+        };
+        let tracked = std::array::from_fn(|i| ops.parents[i].is_some());
+        let results = node.backward(inputs, tracked, douts);
+        for (parent, grad) in ops.parents.into_iter().zip(results) {
+            if let Some(parent) = parent {
+                grads.register::<B>(parent.id, grad.expect("a gradient for every tracked input"));
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Leaf;
+
+impl<B: Backend> Backward<B, 1> for Leaf {
+    type State = Slot<B>;
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _checkpointer: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        *ops.state.lock().unwrap_or_else(PoisonError::into_inner) = Some(grad);
+    }
+}
+
+type Outer<B, C> = FloatTensor<Autodiff<B, C>>;
+
+/// Runs `forward` below autodiff and records `node`. A second output of `None` means there is only one.
+fn record<B, C, O, const N: usize>(
+    node: O,
+    inputs: [Option<Outer<B, C>>; N],
+    forward: impl FnOnce([Input<B>; N]) -> (FloatTensor<B>, Input<B>),
+) -> (Outer<B, C>, Option<Outer<B, C>>)
+where
+    B: KernelBackend,
+    C: CheckpointStrategy,
+    O: Node<B, N>,
+{
+    let present = inputs.iter().flatten().next().expect("an operation has inputs").primitive.clone();
+    // A constant stands in for an absent input among the parents.
+    let nodes = std::array::from_fn(|i| match &inputs[i] {
+        Some(input) => input.node.clone(),
+        None => <Autodiff<B, C> as AutodiffBackend>::from_inner(present.clone()).node,
+    });
+    drop(present);
+    let tracked = std::array::from_fn(|i| inputs[i].as_ref().is_some_and(|input| input.is_tracked()));
+    let below = |inputs: [Option<Outer<B, C>>; N]| inputs.map(|input| input.map(|input| input.primitive));
+    match Trunk::<O>(PhantomData).prepare::<C>(nodes).compute_bound().stateful() {
+        OpsKind::UnTracked(prep) => {
+            let (first, second) = forward(below(inputs));
+            (prep.finish(first), second.map(<Autodiff<B, C> as AutodiffBackend>::from_inner))
+        }
+        OpsKind::Tracked(mut prep) => {
+            let reads = O::reads(tracked);
+            let saved = std::array::from_fn(|i| match &inputs[i] {
+                Some(input) if reads[i] && tracked[i] => Saved::Node(prep.checkpoint(input)),
+                Some(input) if reads[i] => Saved::Value(input.primitive.clone()),
+                _ => Saved::Nothing,
+            });
+            let (first, second) = forward(below(inputs));
+            let Some(second) = second else {
+                return (prep.finish(Kept { node, inputs: saved, slots: None }, first), None);
+            };
+            let slots: [Slot<B>; 2] = Default::default();
+            // Nobody reads the trunk's own value.
+            let trunk = prep.finish(Kept { node, inputs: saved, slots: Some(slots.clone()) }, first.clone());
+            let leaf = |slot: Slot<B>, value| match Leaf.prepare::<C>([trunk.node.clone()]).compute_bound().stateful() {
+                OpsKind::Tracked(prep) => prep.finish(slot, value),
+                OpsKind::UnTracked(_) => unreachable!("the trunk is tracked"),
+            };
+            let [first_slot, second_slot] = slots;
+            (leaf(first_slot, first), Some(leaf(second_slot, second)))
+        }
+    }
+}
+
+fn down<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> FloatTensor<B> {
+    tensor.into_primitive().tensor()
+}
+
+fn up<B: Backend, const D: usize>(primitive: FloatTensor<B>) -> Tensor<B, D> {
+    Tensor::from_primitive(TensorPrimitive::Float(primitive))
+}
+
+const READ: &str = "an input that the backward reads";
+
+#[derive(Clone, Debug)]
+struct Conv<B: Backend> {
+    segments: Option<Segments<B>>,
+    silu: bool,
+}
+
+impl<B: Backend> Conv<B> {
+    fn args(self, [x, weight, bias, state]: [Input<B>; 4]) -> ConvArgs<B> {
+        ConvArgs {
+            x: up(x.expect(READ)),
+            weight: up(weight.expect(READ)),
+            bias: bias.map(up),
+            state: state.map(up),
+            segments: self.segments,
+            silu: self.silu,
+        }
+    }
+}
+
+impl<B: KernelBackend> Node<B, 4> for Conv<B> {
+    fn backward(self, inputs: [Input<B>; 4], _tracked: [bool; 4], [dy, dstate]: [Input<B>; 2]) -> [Input<B>; 4] {
+        let grads = B::causal_conv1d_backward(self.args(inputs), dy.map(up), dstate.map(up)).expect("a fast path has a backward");
+        [Some(down(grads.x)), Some(down(grads.weight)), grads.bias.map(down), grads.state.map(down)]
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Scan<B: Backend> {
+    segments: Option<Segments<B>>,
+    options: SsdOptions,
+}
+
+impl<B: Backend> Scan<B> {
+    fn args(self, [x, dt, a, b, c, d, dt_bias, state]: [Input<B>; 8]) -> SsdArgs<B> {
+        SsdArgs {
+            x: up(x.expect(READ)),
+            dt: up(dt.expect(READ)),
+            a: up(a.expect(READ)),
+            b: up(b.expect(READ)),
+            c: up(c.expect(READ)),
+            d: d.map(up),
+            dt_bias: dt_bias.map(up),
+            state: state.map(up),
+            segments: self.segments,
+            options: self.options,
+        }
+    }
+}
+
+impl<B: KernelBackend> Node<B, 8> for Scan<B> {
+    fn backward(self, inputs: [Input<B>; 8], _tracked: [bool; 8], [dy, dstate]: [Input<B>; 2]) -> [Input<B>; 8] {
+        let grads = B::ssd_backward(self.args(inputs), dy.map(up), dstate.map(up)).expect("a fast path has a backward");
+        let [x, b, c] = [grads.x, grads.b, grads.c].map(|grad| Some(down(grad)));
+        let (dt, a) = (Some(down(grads.dt)), Some(down(grads.a)));
+        [x, dt, a, b, c, grads.d.map(down), grads.dt_bias.map(down), grads.state.map(down)]
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Norm {
+    groups: usize,
+    eps: f32,
+}
+
+impl Norm {
+    fn args<B: Backend>(self, [y, z, weight]: [Input<B>; 3]) -> NormArgs<B> {
+        NormArgs { y: up(y.expect(READ)), z: up(z.expect(READ)), weight: up(weight.expect(READ)), groups: self.groups, eps: self.eps }
+    }
+}
+
+impl<B: KernelBackend> Node<B, 3> for Norm {
+    fn backward(self, inputs: [Input<B>; 3], _tracked: [bool; 3], [dout, _]: [Input<B>; 2]) -> [Input<B>; 3] {
+        let dout = up(dout.expect("the output's gradient"));
+        let grads = B::rms_norm_gated_backward(self.args(inputs), dout).expect("a fast path has a backward");
+        [Some(down(grads.y)), Some(down(grads.z)), Some(down(grads.weight))]
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Linear;
+
+impl<B: KernelBackend> Node<B, 2> for Linear {
+    /// Each gradient reads the other input: activations before a frozen weight are not kept.
+    fn reads([x, weight]: [bool; 2]) -> [bool; 2] {
+        [weight, x]
+    }
+
+    fn backward(self, [x, weight]: [Input<B>; 2], tracked: [bool; 2], [dy, _]: [Input<B>; 2]) -> [Input<B>; 2] {
+        let dy: Tensor<B, 2> = up(dy.expect("the output's gradient"));
+        let dx = tracked[0].then(|| down(dy.clone().matmul(up(weight.expect(READ)))));
+        // As [out, in] at once, not as a transposed view that later steps would have to copy.
+        let dw = tracked[1].then(|| down(dy.transpose().matmul(up::<B, 2>(x.expect(READ)))));
+        [dx, dw]
+    }
+}
+
+impl<B: KernelBackend, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
+    fn fused(op: Op, dtype: DType) -> Option<&'static str> {
+        // Gradients of attention are Burn's.
+        if op == Op::Attention { None } else { B::fused(op, dtype) }
+    }
+
+    fn causal_conv1d(args: ConvArgs<Self>) -> ConvOut<Self> {
+        if fused::<B>(Op::CausalConv1d, args.x.dtype()).is_none() {
+            return causal_conv1d::reference::causal_conv1d(args);
+        }
+        let node = Conv { segments: args.segments.as_ref().map(Segments::inner), silu: args.silu };
+        let inputs = [Some(down(args.x)), Some(down(args.weight)), args.bias.map(down), args.state.map(down)];
+        let (y, state) = record::<B, C, _, 4>(node.clone(), inputs, |inputs| {
+            let out = B::causal_conv1d(node.args(inputs));
+            (down(out.y), Some(down(out.state)))
+        });
+        ConvOut { y: up(y), state: up(state.expect("two outputs")) }
+    }
+
+    fn ssd(args: SsdArgs<Self>) -> SsdOut<Self> {
+        if fused::<B>(Op::Ssd, args.x.dtype()).is_none() {
+            return ssd::reference::ssd(args);
+        }
+        let node = Scan { segments: args.segments.as_ref().map(Segments::inner), options: args.options };
+        let [x, b, c] = [args.x, args.b, args.c].map(|tensor| Some(down(tensor)));
+        let (dt, a) = (Some(down(args.dt)), Some(down(args.a)));
+        let inputs = [x, dt, a, b, c, args.d.map(down), args.dt_bias.map(down), args.state.map(down)];
+        let (y, state) = record::<B, C, _, 8>(node.clone(), inputs, |inputs| {
+            let out = B::ssd(node.args(inputs));
+            (down(out.y), Some(down(out.state)))
+        });
+        SsdOut { y: up(y), state: up(state.expect("two outputs")) }
+    }
+
+    fn rms_norm_gated(args: NormArgs<Self>) -> Tensor<Self, 3> {
+        if fused::<B>(Op::RmsNormGated, args.y.dtype()).is_none() {
+            return rms_norm_gated::reference::rms_norm_gated(args);
+        }
+        let node = Norm { groups: args.groups, eps: args.eps };
+        let inputs = [Some(down(args.y)), Some(down(args.z)), Some(down(args.weight))];
+        up(record::<B, C, _, 3>(node.clone(), inputs, |inputs| (down(B::rms_norm_gated(node.args(inputs))), None)).0)
+    }
+
+    fn attention(args: AttentionArgs<Self>) -> Tensor<Self, 4> {
+        let [q, k, v] = [args.q, args.k, args.v].map(down);
+        if q.is_tracked() || k.is_tracked() || v.is_tracked() {
+            return attention::reference::attention(AttentionArgs { q: up(q), k: up(k), v: up(v), ..args });
+        }
+        let [q, k, v] = [q, k, v].map(|tensor| up(tensor.primitive));
+        let below = <B as KernelBackend>::attention(AttentionArgs { q, k, v, scale: args.scale, mask: args.mask.inner() });
+        Tensor::from_inner(below)
+    }
+
+    fn linear(x: Tensor<Self, 2>, weight: Tensor<Self, 2>) -> Tensor<Self, 2> {
+        up(record::<B, C, _, 2>(Linear, [Some(down(x)), Some(down(weight))], |[x, weight]| {
+            (down(<B as KernelBackend>::linear(up(x.expect(READ)), up(weight.expect(READ)))), None)
+        })
+        .0)
+    }
+}

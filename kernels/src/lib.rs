@@ -22,6 +22,8 @@ pub mod attention;
 pub mod autodiff;
 pub mod backend;
 pub mod causal_conv1d;
+#[cfg(any(feature = "flex", feature = "ndarray"))]
+mod cpu;
 pub mod error;
 pub mod linear;
 pub mod path;

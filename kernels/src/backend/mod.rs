@@ -71,16 +71,17 @@ pub trait KernelBackend: Backend {
     }
 }
 
+/// The CPU backend of this build: Flex where it is compiled in, else NdArray.
+#[cfg(feature = "flex")]
+pub type CpuBackend = burn::backend::Flex;
+/// The CPU backend of this build: Flex where it is compiled in, else NdArray.
+#[cfg(all(feature = "ndarray", not(feature = "flex")))]
+pub type CpuBackend = burn::backend::NdArray<f32>;
+
 /// A backend that trains: autodiff over a backend with this crate's operations.
 pub trait TrainBackend: KernelBackend + AutodiffBackend<InnerBackend: KernelBackend> {}
 
 impl<B: KernelBackend + AutodiffBackend<InnerBackend: KernelBackend>> TrainBackend for B {}
-
-#[cfg(feature = "flex")]
-impl KernelBackend for burn::backend::Flex {}
-
-#[cfg(feature = "ndarray")]
-impl KernelBackend for burn::backend::NdArray<f32> {}
 
 #[cfg(feature = "_cube")]
 impl<R, F, I, BT> KernelBackend for burn_cubecl::CubeBackend<R, F, I, BT>

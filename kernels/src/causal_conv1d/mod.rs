@@ -3,6 +3,8 @@
 //! `y[t] = act(bias + sum_j weight[:, j] * u[t - (k - 1) + j])`, `j < k`, where inputs before the row come from `state`
 //! and inputs of another segment count as zero (Mamba-2, arXiv 2405.21060, section 7; the causal-conv1d package).
 
+#[cfg(any(feature = "flex", feature = "ndarray"))]
+pub(crate) mod cpu;
 pub mod reference;
 
 use burn::tensor::Tensor;

@@ -1,5 +1,7 @@
 //! Linear projection with the weight stored as in Hugging Face files, `[out, in]`.
 
+#[cfg(any(feature = "flex", feature = "ndarray"))]
+pub(crate) mod cpu;
 pub mod reference;
 
 use burn::tensor::Tensor;

@@ -3,6 +3,8 @@
 //! `v = y * silu(z)`, `out = v * rsqrt(mean(v^2) + eps) * weight`, the mean over each of `g` contiguous groups of
 //! `e / g` channels; computed in float32. The gate comes first in every released Mamba-2 model.
 
+#[cfg(any(feature = "flex", feature = "ndarray"))]
+pub(crate) mod cpu;
 pub mod reference;
 
 use burn::tensor::Tensor;

@@ -10,6 +10,8 @@
 //! `rho_t` is 0 where a new segment begins, else 1 (arXiv 2405.21060, equations 1 and 16, listing 1). Computed chunk by
 //! chunk as matrix products; any length, any incoming state; `S` and everything that decays is float32.
 
+#[cfg(any(feature = "flex", feature = "ndarray"))]
+pub(crate) mod cpu;
 pub mod reference;
 
 use burn::tensor::Tensor;

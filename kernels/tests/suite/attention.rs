@@ -26,7 +26,8 @@ impl AttentionCase {
     /// Two documents and padding; the slots before the queries belong to the first document.
     fn documents(self) -> Self {
         let &AttentionCase { l, s, .. } = &self;
-        let row = |split: usize, pad: usize| -> Vec<i32> { (0..s).map(|t| if t + pad >= s { -1 } else { i32::from(t >= split) }).collect() };
+        let row =
+            |split: usize, pad: usize| -> Vec<i32> { (0..s).map(|t| if t + pad >= s { -1 } else { i32::from(t >= split) }).collect() };
         let slots = [row(s / 2 + 1, 0), row(s.saturating_sub(2), usize::from(l > 1))].concat();
         let queries = slots.chunks(s).flat_map(|row| row[s - l..].to_vec()).collect();
         Self { ids: Some(Ids(queries, slots)), ..self }

@@ -243,4 +243,3 @@ pub fn piece(ids: &[i32], prev: &[i32], l: usize, from: usize, to: usize) -> (Ve
     let before = (0..rows).map(|row| ids[row * l..row * l + from].iter().rev().copied().find(|&id| id >= 0).unwrap_or(prev[row]));
     (part, before.collect())
 }
-

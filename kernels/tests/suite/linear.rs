@@ -16,10 +16,7 @@ struct LinearCase {
 impl Case for LinearCase {
     fn inputs(&self) -> Bag<Vec<f64>> {
         let mut rng = Rng::new((self.rows * 7 + self.inputs) as u64);
-        Bag(vec![
-            ("x", rng.uniform(-1.0, 1.0, self.rows * self.inputs)),
-            ("weight", rng.uniform(-1.0, 1.0, self.outputs * self.inputs)),
-        ])
+        Bag(vec![("x", rng.uniform(-1.0, 1.0, self.rows * self.inputs)), ("weight", rng.uniform(-1.0, 1.0, self.outputs * self.inputs))])
     }
 
     fn scalar(&self, inputs: &Bag<Vec<f64>>) -> Vec<Vec<f64>> {

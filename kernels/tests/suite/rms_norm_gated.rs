@@ -18,11 +18,7 @@ impl Case for NormCase {
     fn inputs(&self) -> Bag<Vec<f64>> {
         let &NormCase { b, l, e, .. } = self;
         let mut rng = Rng::new((l * 13 + e) as u64);
-        Bag(vec![
-            ("y", rng.uniform(-1.0, 1.0, b * l * e)),
-            ("z", rng.uniform(-2.0, 2.0, b * l * e)),
-            ("weight", rng.uniform(0.5, 1.5, e)),
-        ])
+        Bag(vec![("y", rng.uniform(-1.0, 1.0, b * l * e)), ("z", rng.uniform(-2.0, 2.0, b * l * e)), ("weight", rng.uniform(0.5, 1.5, e))])
     }
 
     fn scalar(&self, inputs: &Bag<Vec<f64>>) -> Vec<Vec<f64>> {

@@ -61,9 +61,7 @@ impl SsdCase {
         dtype: DType,
     ) -> SsdArgs<B> {
         let &SsdCase { b, l, h, p, g, n, .. } = self;
-        let cut = |name, width: [usize; 2]| {
-            inputs.get(name).reshape([b, l, width[0], width[1]]).narrow(1, from, to - from).cast(dtype)
-        };
+        let cut = |name, width: [usize; 2]| inputs.get(name).reshape([b, l, width[0], width[1]]).narrow(1, from, to - from).cast(dtype);
         let segments = self.segments.as_ref().map(|Ids(ids, prev)| {
             let (ids, prev) = piece(ids, prev, l, from, to);
             Segments::new(b, to - from, ids, prev, &Default::default()).unwrap()

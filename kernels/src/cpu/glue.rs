@@ -1,0 +1,236 @@
+//! [`KernelBackend`] for every backend whose tensors can be read in place.
+
+use burn::tensor::{DType, Tensor};
+
+use super::host::HostBackend;
+use super::{Documents, NAME};
+use crate::attention::{self, AttentionArgs};
+use crate::causal_conv1d::{self, ConvArgs, ConvGrads, ConvOut};
+use crate::path::{chosen, fused};
+use crate::rms_norm_gated::{self, NormArgs, NormGrads};
+use crate::ssd::{self, SsdArgs, SsdGrads, SsdOut};
+use crate::{KernelBackend, Op, Segments, linear};
+
+impl<B: HostBackend> KernelBackend for B {
+    fn fused(op: Op, dtype: DType) -> Option<&'static str> {
+        let there = match op {
+            // Widening a whole weight costs more than it brings.
+            Op::Linear => dtype == DType::F32,
+            Op::Attention => dtype == DType::F32,
+            _ => B::accepts(dtype),
+        };
+        there.then_some(NAME)
+    }
+
+    fn causal_conv1d(args: ConvArgs<B>) -> ConvOut<B> {
+        let dtype = args.x.dtype();
+        if !chosen::<B>(Op::CausalConv1d, dtype) {
+            return causal_conv1d::reference::causal_conv1d(args);
+        }
+        let input = ConvValues::read(args);
+        let [b, l, e, k] = input.dims;
+        let (y, state) = causal_conv1d::cpu::forward(&input.borrow());
+        ConvOut { y: B::write(y, [b, l, e], dtype), state: B::write(state, [b, k - 1, e], dtype) }
+    }
+
+    fn causal_conv1d_backward(args: ConvArgs<B>, dy: Option<Tensor<B, 3>>, dstate: Option<Tensor<B, 3>>) -> Option<ConvGrads<B>> {
+        let dtype = args.x.dtype();
+        fused::<B>(Op::CausalConv1d, dtype)?;
+        let input = ConvValues::read(args);
+        let (dy, dstate) = (dy.map(B::read), dstate.map(B::read));
+        let [b, l, e, k] = input.dims;
+        let grads = causal_conv1d::cpu::backward(&input.borrow(), dy.as_deref(), dstate.as_deref());
+        Some(ConvGrads {
+            x: B::write(grads.x, [b, l, e], dtype),
+            weight: B::write(grads.weight, [e, k], input.dtypes[0]),
+            bias: input.bias.as_ref().map(|_| B::write(grads.bias, [e], input.dtypes[1])),
+            state: input.state.as_ref().map(|_| B::write(grads.state, [b, k - 1, e], input.dtypes[2])),
+        })
+    }
+
+    fn ssd(args: SsdArgs<B>) -> SsdOut<B> {
+        let dtype = args.x.dtype();
+        if !chosen::<B>(Op::Ssd, dtype) {
+            return ssd::reference::ssd(args);
+        }
+        let input = SsdValues::read(args);
+        let ssd::SsdDims { b, l, h, p, n, .. } = input.dims;
+        let (y, state) = ssd::cpu::forward(&input.borrow());
+        SsdOut { y: B::write(y, [b, l, h, p], dtype), state: B::write(state, [b, h, p, n], DType::F32) }
+    }
+
+    fn ssd_backward(args: SsdArgs<B>, dy: Option<Tensor<B, 4>>, dstate: Option<Tensor<B, 4>>) -> Option<SsdGrads<B>> {
+        fused::<B>(Op::Ssd, args.x.dtype())?;
+        let input = SsdValues::read(args);
+        let (dy, dstate) = (dy.map(B::read), dstate.map(B::read));
+        let ssd::SsdDims { b, l, h, p, g, n } = input.dims;
+        let grads = ssd::cpu::backward(&input.borrow(), dy.as_deref(), dstate.as_deref());
+        let [x, dt, a, bs, cs, d, bias, state] = input.dtypes;
+        Some(SsdGrads {
+            x: B::write(grads.x, [b, l, h, p], x),
+            dt: B::write(grads.dt, [b, l, h], dt),
+            a: B::write(grads.a, [h], a),
+            b: B::write(grads.b, [b, l, g, n], bs),
+            c: B::write(grads.c, [b, l, g, n], cs),
+            d: input.d.as_ref().map(|_| B::write(grads.d, [h], d)),
+            dt_bias: input.dt_bias.as_ref().map(|_| B::write(grads.dt_bias, [h], bias)),
+            state: input.state.as_ref().map(|_| B::write(grads.state, [b, h, p, n], state)),
+        })
+    }
+
+    fn rms_norm_gated(args: NormArgs<B>) -> Tensor<B, 3> {
+        let (dtype, shape) = (args.y.dtype(), args.y.dims());
+        if !chosen::<B>(Op::RmsNormGated, dtype) {
+            return rms_norm_gated::reference::rms_norm_gated(args);
+        }
+        let [y, z] = [args.y, args.z].map(B::read);
+        let weight = B::read(args.weight);
+        let input = rms_norm_gated::cpu::NormInput { y: &y, z: &z, weight: &weight, groups: args.groups, eps: args.eps };
+        B::write(rms_norm_gated::cpu::forward(&input), shape, dtype)
+    }
+
+    fn rms_norm_gated_backward(args: NormArgs<B>, dout: Tensor<B, 3>) -> Option<NormGrads<B>> {
+        let (dtypes, shape) = ([args.y.dtype(), args.z.dtype(), args.weight.dtype()], args.y.dims());
+        fused::<B>(Op::RmsNormGated, dtypes[0])?;
+        let [y, z, dout] = [args.y, args.z, dout].map(B::read);
+        let weight = B::read(args.weight);
+        let input = rms_norm_gated::cpu::NormInput { y: &y, z: &z, weight: &weight, groups: args.groups, eps: args.eps };
+        let [dy, dz, dw] = rms_norm_gated::cpu::backward(&input, &dout);
+        Some(NormGrads {
+            y: B::write(dy, shape, dtypes[0]),
+            z: B::write(dz, shape, dtypes[1]),
+            weight: B::write(dw, [shape[2]], dtypes[2]),
+        })
+    }
+
+    fn attention(args: AttentionArgs<B>) -> Tensor<B, 4> {
+        attention::reference::attention(args)
+    }
+
+    fn linear(x: Tensor<B, 2>, weight: Tensor<B, 2>) -> Tensor<B, 2> {
+        let ([rows, inputs], [outputs, _]) = (x.dims(), weight.dims());
+        let dtype = x.dtype();
+        // Many rows reuse the weight: there Burn's matrix product is the better tool.
+        if rows == 0 || rows > linear::cpu::MOST_ROWS || !chosen::<B>(Op::Linear, dtype) {
+            return linear::reference::linear(x, weight);
+        }
+        match B::borrow(&weight) {
+            None => linear::reference::linear(x, weight),
+            Some(weight) => B::write(linear::cpu::forward(&B::read(x), &weight, rows, inputs, outputs), [rows, outputs], dtype),
+        }
+    }
+}
+
+/// Readable arguments of the convolution.
+struct ConvValues<B: HostBackend> {
+    dims: [usize; 4],
+    x: B::Values,
+    weight: B::Values,
+    bias: Option<B::Values>,
+    state: Option<B::Values>,
+    segments: Option<Segments<B>>,
+    silu: bool,
+    /// Of weight, bias and state.
+    dtypes: [DType; 3],
+}
+
+impl<B: HostBackend> ConvValues<B> {
+    fn read(args: ConvArgs<B>) -> Self {
+        let [b, l, e] = args.x.dims();
+        let own = args.x.dtype();
+        Self {
+            dims: [b, l, e, args.weight.dims()[1]],
+            dtypes: [
+                args.weight.dtype(),
+                args.bias.as_ref().map_or(own, |bias| bias.dtype()),
+                args.state.as_ref().map_or(own, |state| state.dtype()),
+            ],
+            x: B::read(args.x),
+            weight: B::read(args.weight),
+            bias: args.bias.map(B::read),
+            state: args.state.map(B::read),
+            segments: args.segments,
+            silu: args.silu,
+        }
+    }
+
+    fn borrow(&self) -> causal_conv1d::cpu::ConvInput<'_> {
+        causal_conv1d::cpu::ConvInput {
+            dims: self.dims,
+            x: &self.x,
+            weight: &self.weight,
+            bias: self.bias.as_deref(),
+            state: self.state.as_deref(),
+            documents: documents(self.dims[1], self.segments.as_ref()),
+            silu: self.silu,
+        }
+    }
+}
+
+/// Readable arguments of the scan.
+struct SsdValues<B: HostBackend> {
+    dims: ssd::SsdDims,
+    x: B::Values,
+    dt: B::Values,
+    a: B::Values,
+    b: B::Values,
+    c: B::Values,
+    d: Option<B::Values>,
+    dt_bias: Option<B::Values>,
+    state: Option<B::Values>,
+    segments: Option<Segments<B>>,
+    options: ssd::SsdOptions,
+    /// Of the eight tensors, in the order of the fields.
+    dtypes: [DType; 8],
+}
+
+impl<B: HostBackend> SsdValues<B> {
+    fn read(args: SsdArgs<B>) -> Self {
+        let dims = args.check().unwrap_or_else(|error| panic!("{error}"));
+        let optional = |tensor: &Option<Tensor<B, 1>>| tensor.as_ref().map_or(DType::F32, |t| t.dtype());
+        let dtypes = [
+            args.x.dtype(),
+            args.dt.dtype(),
+            args.a.dtype(),
+            args.b.dtype(),
+            args.c.dtype(),
+            optional(&args.d),
+            optional(&args.dt_bias),
+            args.state.as_ref().map_or(DType::F32, |state| state.dtype()),
+        ];
+        Self {
+            dims,
+            x: B::read(args.x),
+            dt: B::read(args.dt),
+            a: B::read(args.a),
+            b: B::read(args.b),
+            c: B::read(args.c),
+            d: args.d.map(B::read),
+            dt_bias: args.dt_bias.map(B::read),
+            state: args.state.map(B::read),
+            segments: args.segments,
+            options: args.options,
+            dtypes,
+        }
+    }
+
+    fn borrow(&self) -> ssd::cpu::SsdInput<'_> {
+        ssd::cpu::SsdInput {
+            dims: self.dims,
+            x: &self.x,
+            dt: &self.dt,
+            a: &self.a,
+            b: &self.b,
+            c: &self.c,
+            d: self.d.as_deref(),
+            dt_bias: self.dt_bias.as_deref(),
+            state: self.state.as_deref(),
+            documents: documents(self.dims.l, self.segments.as_ref()),
+            options: self.options,
+        }
+    }
+}
+
+fn documents<B: HostBackend>(l: usize, segments: Option<&Segments<B>>) -> Documents<'_> {
+    Documents { l, rows: segments.map(|segments| (segments.ids(), segments.prev(), segments.lengths())) }
+}

@@ -1,0 +1,152 @@
+//! Tensors as slices of `f32`.
+
+use std::ops::Deref;
+
+use burn::tensor::backend::Backend;
+use burn::tensor::{DType, Shape, Tensor, TensorData, TensorPrimitive};
+
+/// A backend whose tensors can be read in place.
+pub(crate) trait HostBackend: Backend {
+    /// Keeps the values of a tensor readable: row-major, float32.
+    type Values: Deref<Target = [f32]> + Send + Sync;
+
+    /// True when this path computes what the reference computes for tensors of `dtype`.
+    fn accepts(dtype: DType) -> bool;
+
+    /// The values of a tensor; copied only if they are not float32 or not row-major.
+    fn read<const D: usize>(tensor: Tensor<Self, D>) -> Self::Values;
+
+    /// The values of a tensor if that takes no copy.
+    fn borrow<const D: usize>(tensor: &Tensor<Self, D>) -> Option<Self::Values>;
+
+    /// A tensor of `dtype`.
+    fn write<const D: usize>(values: Vec<f32>, shape: [usize; D], dtype: DType) -> Tensor<Self, D>;
+}
+
+#[cfg(feature = "flex")]
+mod flex {
+    use burn::backend::Flex;
+    use burn::tensor::{bf16, f16};
+    use burn_flex::FlexTensor;
+
+    use super::*;
+
+    pub(crate) struct Values(FlexTensor);
+
+    impl Deref for Values {
+        type Target = [f32];
+
+        fn deref(&self) -> &[f32] {
+            self.0.as_slice().expect("float32 and row-major")
+        }
+    }
+
+    fn widen(tensor: &FlexTensor) -> Vec<f32> {
+        let tensor = tensor.to_contiguous();
+        match tensor.dtype() {
+            DType::BF16 => tensor.storage::<bf16>().iter().map(|v| v.to_f32()).collect(),
+            DType::F16 => tensor.storage::<f16>().iter().map(|v| v.to_f32()).collect(),
+            DType::F64 => tensor.storage::<f64>().iter().map(|&v| v as f32).collect(),
+            other => panic!("{other:?} is not a float"),
+        }
+    }
+
+    fn narrow(values: &[f32], shape: Shape, dtype: DType) -> TensorData {
+        match dtype {
+            DType::BF16 => TensorData::new(values.iter().map(|&v| bf16::from_f32(v)).collect::<Vec<_>>(), shape),
+            DType::F16 => TensorData::new(values.iter().map(|&v| f16::from_f32(v)).collect::<Vec<_>>(), shape),
+            DType::F64 => TensorData::new(values.iter().map(|&v| f64::from(v)).collect::<Vec<_>>(), shape),
+            other => panic!("{other:?} is not a float"),
+        }
+    }
+
+    impl HostBackend for Flex {
+        type Values = Values;
+
+        fn accepts(dtype: DType) -> bool {
+            matches!(dtype, DType::F32 | DType::F16 | DType::BF16)
+        }
+
+        fn read<const D: usize>(tensor: Tensor<Self, D>) -> Values {
+            let tensor = tensor.into_primitive().tensor();
+            if tensor.as_slice::<f32>().is_some() {
+                return Values(tensor);
+            }
+            if tensor.dtype() == DType::F32 {
+                return Values(tensor.to_contiguous());
+            }
+            let shape = tensor.layout().shape().clone();
+            Values(FlexTensor::from_data(TensorData::new(widen(&tensor), shape)))
+        }
+
+        fn borrow<const D: usize>(tensor: &Tensor<Self, D>) -> Option<Values> {
+            let tensor = tensor.clone().into_primitive().tensor();
+            tensor.as_slice::<f32>().is_some().then_some(Values(tensor))
+        }
+
+        fn write<const D: usize>(values: Vec<f32>, shape: [usize; D], dtype: DType) -> Tensor<Self, D> {
+            let shape = Shape::from(shape);
+            let data = if dtype == DType::F32 { TensorData::new(values, shape) } else { narrow(&values, shape, dtype) };
+            Tensor::from_primitive(TensorPrimitive::Float(FlexTensor::from_data(data)))
+        }
+    }
+}
+
+#[cfg(feature = "ndarray")]
+mod nd {
+    use burn::backend::NdArray;
+    use burn::backend::ndarray::NdArrayTensor;
+    use ndarray::{ArrayD, ArrayView, IxDyn};
+
+    use super::*;
+
+    pub(crate) struct Values(NdArrayTensor);
+
+    /// The type that holds the values is private to its crate, its methods are not.
+    fn view(tensor: &NdArrayTensor) -> ArrayView<'_, f32, IxDyn> {
+        match tensor {
+            NdArrayTensor::F32(values) => values.view(),
+            _ => panic!("float32 was asked for"),
+        }
+    }
+
+    fn build(values: Vec<f32>, shape: &[usize]) -> NdArrayTensor {
+        ArrayD::from_shape_vec(IxDyn(shape), values).expect("as many values as the shape says").into_shared().into()
+    }
+
+    impl Deref for Values {
+        type Target = [f32];
+
+        fn deref(&self) -> &[f32] {
+            view(&self.0).to_slice().expect("row-major")
+        }
+    }
+
+    impl HostBackend for NdArray<f32> {
+        type Values = Values;
+
+        fn accepts(dtype: DType) -> bool {
+            dtype == DType::F32
+        }
+
+        fn read<const D: usize>(tensor: Tensor<Self, D>) -> Values {
+            let tensor = tensor.cast(DType::F32).into_primitive().tensor();
+            if view(&tensor).to_slice().is_some() {
+                return Values(tensor);
+            }
+            let values = view(&tensor);
+            let copy = build(values.iter().copied().collect(), values.shape());
+            Values(copy)
+        }
+
+        fn borrow<const D: usize>(tensor: &Tensor<Self, D>) -> Option<Values> {
+            let tensor = tensor.clone().into_primitive().tensor();
+            let there = matches!(tensor, NdArrayTensor::F32(_)) && view(&tensor).to_slice().is_some();
+            there.then_some(Values(tensor))
+        }
+
+        fn write<const D: usize>(values: Vec<f32>, shape: [usize; D], dtype: DType) -> Tensor<Self, D> {
+            Tensor::<Self, D>::from_primitive(TensorPrimitive::Float(build(values, &shape))).cast(dtype)
+        }
+    }
+}
