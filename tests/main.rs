@@ -1,0 +1,8 @@
+//! Tests of the whole, through the facade. See README.md in this folder.
+
+mod adapters;
+mod architecture;
+mod common;
+mod packing;
+mod parity;
+mod streaming;
