@@ -21,7 +21,7 @@ use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{DType, Tensor, TensorPrimitive};
 
-use crate::attention::{self, AttentionArgs};
+use crate::attention::{self, AttentionArgs, AttentionMask};
 use crate::causal_conv1d::{self, ConvArgs, ConvOut};
 use crate::path::fused;
 use crate::rms_norm_gated::{self, NormArgs};
@@ -242,6 +242,26 @@ impl<B: KernelBackend> Node<B, 3> for Norm {
 }
 
 #[derive(Clone, Debug)]
+struct Attention<B: Backend> {
+    scale: f32,
+    mask: AttentionMask<B>,
+}
+
+impl<B: Backend> Attention<B> {
+    fn args(self, [q, k, v]: [Input<B>; 3]) -> AttentionArgs<B> {
+        AttentionArgs { q: up(q.expect(READ)), k: up(k.expect(READ)), v: up(v.expect(READ)), scale: self.scale, mask: self.mask }
+    }
+}
+
+impl<B: KernelBackend> Node<B, 3> for Attention<B> {
+    fn backward(self, inputs: [Input<B>; 3], _tracked: [bool; 3], [dout, _]: [Input<B>; 2]) -> [Input<B>; 3] {
+        let dout = up(dout.expect("the output's gradient"));
+        let grads = B::attention_backward(self.args(inputs), dout).expect("the backend promised gradients");
+        [grads.q, grads.k, grads.v].map(|grad| Some(down(grad)))
+    }
+}
+
+#[derive(Clone, Debug)]
 struct Linear;
 
 impl<B: KernelBackend> Node<B, 2> for Linear {
@@ -261,8 +281,7 @@ impl<B: KernelBackend> Node<B, 2> for Linear {
 
 impl<B: KernelBackend, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
     fn fused(op: Op, dtype: DType) -> Option<&'static str> {
-        // Gradients of attention are Burn's.
-        if op == Op::Attention { None } else { B::fused(op, dtype) }
+        if op == Op::Attention && !B::attention_trains(dtype) { None } else { B::fused(op, dtype) }
     }
 
     fn causal_conv1d(args: ConvArgs<Self>) -> ConvOut<Self> {
@@ -303,13 +322,17 @@ impl<B: KernelBackend, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
     }
 
     fn attention(args: AttentionArgs<Self>) -> Tensor<Self, 4> {
+        let dtype = args.q.dtype();
         let [q, k, v] = [args.q, args.k, args.v].map(down);
-        if q.is_tracked() || k.is_tracked() || v.is_tracked() {
+        let tracked = q.is_tracked() || k.is_tracked() || v.is_tracked();
+        if tracked && !B::attention_trains(dtype) {
             return attention::reference::attention(AttentionArgs { q: up(q), k: up(k), v: up(v), ..args });
         }
-        let [q, k, v] = [q, k, v].map(|tensor| up(tensor.primitive));
-        let below = <B as KernelBackend>::attention(AttentionArgs { q, k, v, scale: args.scale, mask: args.mask.inner() });
-        Tensor::from_inner(below)
+        let node = Attention { scale: args.scale, mask: args.mask.inner() };
+        up(record::<B, C, _, 3>(node.clone(), [Some(q), Some(k), Some(v)], |inputs| {
+            (down(<B as KernelBackend>::attention(node.args(inputs))), None)
+        })
+        .0)
     }
 
     fn linear(x: Tensor<Self, 2>, weight: Tensor<Self, 2>) -> Tensor<Self, 2> {

@@ -2,6 +2,8 @@
 //!
 //! `softmax(scale * q k^T + mask) v`, softmax in float32. Queries are the last `l` of the `s` slots.
 
+#[cfg(any(feature = "flex", feature = "ndarray"))]
+pub(crate) mod cpu;
 pub mod reference;
 
 use std::sync::{Arc, OnceLock};
@@ -95,6 +97,17 @@ pub struct AttentionArgs<B: Backend> {
     pub scale: f32,
     /// What each query may see.
     pub mask: AttentionMask<B>,
+}
+
+/// Gradients of [`AttentionArgs`], shaped as its tensors.
+#[derive(Debug, Clone)]
+pub struct AttentionGrads<B: Backend> {
+    /// `[b, h, l, p]`.
+    pub q: Tensor<B, 4>,
+    /// `[b, g, s, p]`.
+    pub k: Tensor<B, 4>,
+    /// `[b, g, s, p]`.
+    pub v: Tensor<B, 4>,
 }
 
 impl<B: Backend> AttentionArgs<B> {

@@ -8,7 +8,7 @@ use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{DType, Tensor};
 
 use crate::Op;
-use crate::attention::{self, AttentionArgs};
+use crate::attention::{self, AttentionArgs, AttentionGrads};
 use crate::causal_conv1d::{self, ConvArgs, ConvGrads, ConvOut};
 use crate::rms_norm_gated::{self, NormArgs, NormGrads};
 use crate::ssd::{self, SsdArgs, SsdGrads, SsdOut};
@@ -63,6 +63,16 @@ pub trait KernelBackend: Backend {
     /// See [`crate::attention::attention`].
     fn attention(args: AttentionArgs<Self>) -> Tensor<Self, 4> {
         attention::reference::attention(args)
+    }
+
+    /// Gradients of [`KernelBackend::attention`]. `None` where Burn is to differentiate the reference, fast path or not.
+    fn attention_backward(_args: AttentionArgs<Self>, _dout: Tensor<Self, 4>) -> Option<AttentionGrads<Self>> {
+        None
+    }
+
+    /// Whether [`KernelBackend::attention_backward`] gives gradients for tensors of `dtype`.
+    fn attention_trains(_dtype: DType) -> bool {
+        false
     }
 
     /// `x [rows, in]`, `weight [out, in]` -> `[rows, out]`; see [`crate::linear::linear`].

@@ -4,7 +4,7 @@ use burn::tensor::{DType, Tensor};
 
 use super::host::HostBackend;
 use super::{Documents, NAME};
-use crate::attention::{self, AttentionArgs};
+use crate::attention::{self, AttentionArgs, AttentionGrads};
 use crate::causal_conv1d::{self, ConvArgs, ConvGrads, ConvOut};
 use crate::path::{chosen, fused};
 use crate::rms_norm_gated::{self, NormArgs, NormGrads};
@@ -104,7 +104,26 @@ impl<B: HostBackend> KernelBackend for B {
     }
 
     fn attention(args: AttentionArgs<B>) -> Tensor<B, 4> {
-        attention::reference::attention(args)
+        let dtype = args.q.dtype();
+        if !chosen::<B>(Op::Attention, dtype) {
+            return attention::reference::attention(args);
+        }
+        let shape = args.q.dims();
+        let input = AttentionValues::read(args);
+        B::write(attention::cpu::forward(&input.borrow()), shape, dtype)
+    }
+
+    fn attention_trains(dtype: DType) -> bool {
+        fused::<B>(Op::Attention, dtype).is_some()
+    }
+
+    fn attention_backward(args: AttentionArgs<B>, dout: Tensor<B, 4>) -> Option<AttentionGrads<B>> {
+        let dtype = args.q.dtype();
+        fused::<B>(Op::Attention, dtype)?;
+        let (queries, slots) = (args.q.dims(), args.k.dims());
+        let input = AttentionValues::read(args);
+        let [q, k, v] = attention::cpu::backward(&input.borrow(), &B::read(dout));
+        Some(AttentionGrads { q: B::write(q, queries, dtype), k: B::write(k, slots, dtype), v: B::write(v, slots, dtype) })
     }
 
     fn linear(x: Tensor<B, 2>, weight: Tensor<B, 2>) -> Tensor<B, 2> {
@@ -118,6 +137,28 @@ impl<B: HostBackend> KernelBackend for B {
             None => linear::reference::linear(x, weight),
             Some(weight) => B::write(linear::cpu::forward(&B::read(x), &weight, rows, inputs, outputs), [rows, outputs], dtype),
         }
+    }
+}
+
+/// Readable arguments of attention.
+struct AttentionValues<B: HostBackend> {
+    dims: [usize; 6],
+    q: B::Values,
+    k: B::Values,
+    v: B::Values,
+    scale: f32,
+    mask: attention::AttentionMask<B>,
+}
+
+impl<B: HostBackend> AttentionValues<B> {
+    fn read(args: AttentionArgs<B>) -> Self {
+        let ([b, h, l, p], [_, g, s, _]) = (args.q.dims(), args.k.dims());
+        let [q, k, v] = [args.q, args.k, args.v].map(B::read);
+        Self { dims: [b, h, g, l, s, p], q, k, v, scale: args.scale, mask: args.mask }
+    }
+
+    fn borrow(&self) -> attention::cpu::AttentionInput<'_> {
+        attention::cpu::AttentionInput { dims: self.dims, q: &self.q, k: &self.k, v: &self.v, scale: self.scale, ids: self.mask.ids() }
     }
 }
 

@@ -61,14 +61,16 @@ impl WithSimd for Block<'_> {
             let strip = o + STRIP <= self.count;
             let mut row = 0;
             while row < self.rows {
-                let four = row + 4 <= self.rows && S::REGISTER_COUNT >= 32;
-                match (strip, four) {
-                    (true, true) => self.dots::<S, STRIP, 4>(simd, o, row),
-                    (true, false) => self.dots::<S, STRIP, 1>(simd, o, row),
-                    (false, true) => self.dots::<S, 1, 4>(simd, o, row),
-                    (false, false) => self.dots::<S, 1, 1>(simd, o, row),
+                let few = if row + 4 <= self.rows && S::REGISTER_COUNT >= 32 { 4 } else { 1 + usize::from(row + 2 <= self.rows) };
+                match (strip, few) {
+                    (true, 4) => self.dots::<S, STRIP, 4>(simd, o, row),
+                    (true, 2) => self.dots::<S, STRIP, 2>(simd, o, row),
+                    (true, _) => self.dots::<S, STRIP, 1>(simd, o, row),
+                    (false, 4) => self.dots::<S, 1, 4>(simd, o, row),
+                    (false, 2) => self.dots::<S, 1, 2>(simd, o, row),
+                    (false, _) => self.dots::<S, 1, 1>(simd, o, row),
                 }
-                row += if four { 4 } else { 1 };
+                row += few;
             }
             o += if strip { STRIP } else { 1 };
         }
@@ -79,34 +81,34 @@ impl Block<'_> {
     /// `W` weight rows from `o` on times `X` rows from `row` on.
     #[inline(always)]
     fn dots<S: Simd, const W: usize, const X: usize>(&self, simd: S, o: usize, row: usize) {
-        let whole = self.inputs / S::F32_LANES;
-        let mut columns: [(&[S::f32s], &[f32]); W] = [(&[], &[]); W];
-        for (w, column) in columns.iter_mut().enumerate() {
-            *column = S::as_simd_f32s(&self.weight[(o + w) * self.inputs..][..self.inputs]);
-        }
-        let mut rows: [(&[S::f32s], &[f32]); X] = [(&[], &[]); X];
-        for (x, row_of_x) in rows.iter_mut().enumerate() {
-            *row_of_x = S::as_simd_f32s(&self.x[(row + x) * self.inputs..][..self.inputs]);
-        }
+        let inputs = self.inputs;
+        let weight = &self.weight[o * inputs..][..W * inputs];
+        let x = &self.x[row * inputs..][..X * inputs];
         let mut sums = [[simd.splat_f32s(0.0); X]; W];
-        for k in 0..whole {
+        let whole = inputs / S::F32_LANES * S::F32_LANES;
+        let mut k = 0;
+        while k < whole {
             let mut values = [simd.splat_f32s(0.0); X];
-            for x in 0..X {
-                values[x] = rows[x].0[k];
+            for (i, value) in values.iter_mut().enumerate() {
+                // SAFETY: `k + lanes <= inputs`, and `x` has `X` rows of `inputs`.
+                *value = unsafe { x.as_ptr().add(i * inputs + k).cast::<S::f32s>().read_unaligned() };
             }
-            for w in 0..W {
-                let weight = columns[w].0[k];
-                for x in 0..X {
-                    sums[w][x] = simd.mul_add_f32s(weight, values[x], sums[w][x]);
+            for (w, sums) in sums.iter_mut().enumerate() {
+                // SAFETY: as above, with `W` rows.
+                let weight = unsafe { weight.as_ptr().add(w * inputs + k).cast::<S::f32s>().read_unaligned() };
+                for (sum, value) in sums.iter_mut().zip(values) {
+                    *sum = simd.mul_add_f32s(weight, value, *sum);
                 }
             }
+            k += S::F32_LANES;
         }
-        for w in 0..W {
-            for x in 0..X {
-                let (weight, value) = (simd.partial_load_f32s(columns[w].1), simd.partial_load_f32s(rows[x].1));
-                let sum = simd.reduce_sum_f32s(simd.mul_add_f32s(weight, value, sums[w][x]));
+        for (w, sums) in sums.iter().enumerate() {
+            for (i, sum) in sums.iter().enumerate() {
+                let weight = simd.partial_load_f32s(&weight[w * inputs + whole..][..inputs - whole]);
+                let value = simd.partial_load_f32s(&x[i * inputs + whole..][..inputs - whole]);
                 // SAFETY: each output column belongs to one task.
-                unsafe { self.y.part((row + x) * self.outputs + self.first + o + w, 1)[0] = sum };
+                let y = unsafe { self.y.part((row + i) * self.outputs + self.first + o + w, 1) };
+                y[0] = simd.reduce_sum_f32s(simd.mul_add_f32s(weight, value, *sum));
             }
         }
     }
