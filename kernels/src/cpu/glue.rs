@@ -1,5 +1,7 @@
 //! [`KernelBackend`] for every backend whose tensors can be read in place.
 
+use std::borrow::Cow;
+
 use burn::tensor::{DType, Tensor};
 
 use super::host::HostBackend;
@@ -144,8 +146,8 @@ impl<B: HostBackend> KernelBackend for B {
 struct AttentionValues<B: HostBackend> {
     dims: [usize; 6],
     q: B::Values,
-    k: B::Values,
-    v: B::Values,
+    k: (B::Values, [usize; 2]),
+    v: (B::Values, [usize; 2]),
     scale: f32,
     mask: attention::AttentionMask<B>,
 }
@@ -153,12 +155,17 @@ struct AttentionValues<B: HostBackend> {
 impl<B: HostBackend> AttentionValues<B> {
     fn read(args: AttentionArgs<B>) -> Self {
         let ([b, h, l, p], [_, g, s, _]) = (args.q.dims(), args.k.dims());
-        let [q, k, v] = [args.q, args.k, args.v].map(B::read);
+        let (q, [k, v]) = (B::read(args.q), [args.k, args.v].map(B::read_matrices));
         Self { dims: [b, h, g, l, s, p], q, k, v, scale: args.scale, mask: args.mask }
     }
 
     fn borrow(&self) -> attention::cpu::AttentionInput<'_> {
-        attention::cpu::AttentionInput { dims: self.dims, q: &self.q, k: &self.k, v: &self.v, scale: self.scale, ids: self.mask.ids() }
+        let [k, v] = [&self.k, &self.v].map(|(values, strides)| attention::cpu::Matrices {
+            values: Cow::Borrowed(values),
+            strides: *strides,
+            groups: self.dims[2],
+        });
+        attention::cpu::AttentionInput { dims: self.dims, q: &self.q, k, v, scale: self.scale, ids: self.mask.ids() }
     }
 }
 

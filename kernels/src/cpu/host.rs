@@ -19,25 +19,43 @@ pub(crate) trait HostBackend: Backend {
     /// The values of a tensor if that takes no copy.
     fn borrow<const D: usize>(tensor: &Tensor<Self, D>) -> Option<Self::Values>;
 
+    /// The values of a stack of stacks of row-major matrices, such as the filled part of a key cache, with the distances
+    /// between matrices along the first two dimensions. Copied only if they are not float32 or not row-major inside.
+    fn read_matrices(tensor: Tensor<Self, 4>) -> (Self::Values, [usize; 2]) {
+        let [_, g, rows, columns] = tensor.dims();
+        (Self::read(tensor), [g * rows * columns, rows * columns])
+    }
+
     /// A tensor of `dtype`.
     fn write<const D: usize>(values: Vec<f32>, shape: [usize; D], dtype: DType) -> Tensor<Self, D>;
 }
 
 #[cfg(feature = "flex")]
 mod flex {
+    use std::ops::Range;
+
     use burn::backend::Flex;
     use burn::tensor::{bf16, f16};
     use burn_flex::FlexTensor;
 
     use super::*;
 
-    pub(crate) struct Values(FlexTensor);
+    /// A float32 tensor and the part of its buffer that matters.
+    pub(crate) struct Values(FlexTensor, Range<usize>);
+
+    impl Values {
+        /// `None` unless float32 and row-major.
+        fn new(tensor: FlexTensor) -> Option<Self> {
+            let (from, to) = tensor.layout().contiguous_offsets().filter(|_| tensor.dtype() == DType::F32)?;
+            Some(Self(tensor, from..to))
+        }
+    }
 
     impl Deref for Values {
         type Target = [f32];
 
         fn deref(&self) -> &[f32] {
-            self.0.as_slice().expect("float32 and row-major")
+            &self.0.storage()[self.1.clone()]
         }
     }
 
@@ -69,19 +87,35 @@ mod flex {
 
         fn read<const D: usize>(tensor: Tensor<Self, D>) -> Values {
             let tensor = tensor.into_primitive().tensor();
-            if tensor.as_slice::<f32>().is_some() {
-                return Values(tensor);
+            if let Some(values) = Values::new(tensor.clone()) {
+                return values;
             }
-            if tensor.dtype() == DType::F32 {
-                return Values(tensor.to_contiguous());
-            }
-            let shape = tensor.layout().shape().clone();
-            Values(FlexTensor::from_data(TensorData::new(widen(&tensor), shape)))
+            let tensor = if tensor.dtype() == DType::F32 {
+                tensor.to_contiguous()
+            } else {
+                let shape = tensor.layout().shape().clone();
+                FlexTensor::from_data(TensorData::new(widen(&tensor), shape))
+            };
+            Values::new(tensor).expect("float32 and row-major")
         }
 
         fn borrow<const D: usize>(tensor: &Tensor<Self, D>) -> Option<Values> {
-            let tensor = tensor.clone().into_primitive().tensor();
-            tensor.as_slice::<f32>().is_some().then_some(Values(tensor))
+            Values::new(tensor.clone().into_primitive().tensor())
+        }
+
+        fn read_matrices(tensor: Tensor<Self, 4>) -> (Values, [usize; 2]) {
+            let [b, g, rows, columns] = tensor.dims();
+            let primitive = tensor.clone().into_primitive().tensor();
+            let layout = primitive.layout();
+            let strides: Option<Vec<usize>> = layout.strides().iter().map(|&stride| usize::try_from(stride).ok()).collect();
+            match strides.as_deref() {
+                Some(&[outer, inner, row, 1]) if row == columns && b * g * rows > 0 && primitive.dtype() == DType::F32 => {
+                    let from = layout.start_offset();
+                    let to = from + (b - 1) * outer + (g - 1) * inner + rows * columns;
+                    (Values(primitive, from..to), [outer, inner])
+                }
+                _ => (Self::read(tensor), [g * rows * columns, rows * columns]),
+            }
         }
 
         fn write<const D: usize>(values: Vec<f32>, shape: [usize; D], dtype: DType) -> Tensor<Self, D> {

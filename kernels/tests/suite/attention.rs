@@ -128,6 +128,20 @@ fn all_paths_agree_with_the_scalar_loop() {
 }
 
 #[test]
+fn a_part_of_a_larger_cache_serves_as_keys() {
+    let case = AttentionCase::new(1, 9);
+    let inputs = case.inputs();
+    let [q, k, v] = ["q", "k", "v"].map(|name| tensor::<Plain>(&inputs.get(name)));
+    let cached = |t: Tensor<Plain, 1>| {
+        let spare = Tensor::full([2, 2, 7, 5], f32::NAN, &Default::default());
+        Tensor::cat(vec![t.reshape([2, 2, 9, 5]), spare], 2).narrow(2, 0, 9)
+    };
+    let args =
+        AttentionArgs { q: q.reshape([2, 6, 1, 5]), k: cached(k), v: cached(v), scale: SCALE as f32, mask: AttentionMask::causal(1, 9) };
+    close("attention", &values(attention(args)), &case.scalar(&inputs)[0], TOLERANCE);
+}
+
+#[test]
 fn gradients_agree_with_differences() {
     for case in [AttentionCase { p: 2, ..AttentionCase::new(4, 6).documents() }, AttentionCase { p: 3, ..AttentionCase::new(3, 3) }] {
         check_differences(&case, &[Way::Reference, Way::Public], 1);

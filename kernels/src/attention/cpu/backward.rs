@@ -3,7 +3,7 @@
 use pulp::Arch;
 
 use super::forward::with_sums;
-use super::{AttentionInput, BLOCK, padded, turned};
+use super::{AttentionInput, BLOCK, padded};
 use crate::cpu::math::{dot, exp, vectorized};
 use crate::cpu::product::{ALIGN, Left, Product, Start, aligned};
 use crate::cpu::threads::{Shared, for_each};
@@ -15,8 +15,8 @@ pub(crate) fn backward(input: &AttentionInput, dout: &[f32]) -> [Vec<f32>; 3] {
     let [b, h, g, l, s, p] = input.dims;
     let (stride, slots) = (aligned(p), aligned(s));
     let forward = with_sums(input);
-    let (q, k, douts) = (padded(input.q, p), padded(input.k, p), padded(dout, p));
-    let (keys, values) = (turned(input.k, s, p), turned(input.v, s, p));
+    let (q, k, douts) = (padded(input.q, p), input.k.padded(b * g, s, p), padded(dout, p));
+    let (keys, values) = (input.k.turned(b * g, s, p), input.v.turned(b * g, s, p));
     let mut dq = vec![0.0; b * h * l * stride];
     // Per query head, added up over those that share keys afterwards.
     let (mut dk, mut dv) = (vec![0.0; b * h * s * stride], vec![0.0; b * h * s * stride]);
@@ -36,7 +36,7 @@ pub(crate) fn backward(input: &AttentionInput, dout: &[f32]) -> [Vec<f32>; 3] {
             batch: head / h,
             q: &input.q[head * l * p..][..l * p],
             q_padded: &q[head * l * stride..][..l * stride],
-            k_padded: &k[group * s * stride..][..s * stride],
+            k_padded: &k.from(group)[..s * stride],
             keys: &keys[group * p * slots..][..p * slots],
             values: &values[group * p * slots..][..p * slots],
             out: &forward.out[head * l * p..][..l * p],

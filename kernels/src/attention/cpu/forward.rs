@@ -2,7 +2,7 @@
 
 use pulp::{Arch, Simd, WithSimd};
 
-use super::{AttentionInput, BLOCK, padded, turned};
+use super::{AttentionInput, BLOCK, Matrices};
 use crate::cpu::math::{exp, vectorized};
 use crate::cpu::product::{ALIGN, Left, Product, Start, aligned};
 use crate::cpu::threads::{Shared, for_each};
@@ -59,9 +59,9 @@ pub(super) fn with_sums(input: &AttentionInput) -> Result {
     let [b, h, g, l, s, p] = input.dims;
     let tasks = Tasks::new(input.dims);
     let (stride, rows) = (aligned(p), b * h * l);
-    let v = padded(input.v, p);
+    let v = input.v.padded(b * g, s, p);
     // Turning the keys pays when many queries read them.
-    let keys = (tasks.heads * tasks.queries >= 16).then(|| turned(input.k, s, p));
+    let keys = (tasks.heads * tasks.queries >= 16).then(|| input.k.turned(b * g, s, p));
     let (mut out, mut sums) = (vec![0.0; tasks.splits * rows * stride], vec![0.0; tasks.splits * rows * 2]);
     let partial = Partial { out: Shared::new(&mut out), sums: Shared::new(&mut sums) };
     let count = b * g * tasks.head_blocks * tasks.query_blocks * tasks.splits;
@@ -133,7 +133,7 @@ struct Task {
 }
 
 impl Task {
-    fn run(&self, input: &AttentionInput, keys: Option<&[f32]>, v: &[f32], partial: &Partial, scores: &mut [f32]) {
+    fn run(&self, input: &AttentionInput, keys: Option<&[f32]>, v: &Matrices, partial: &Partial, scores: &mut [f32]) {
         let [_, _, _, l, s, p] = input.dims;
         let (arch, stride) = (Arch::new(), aligned(p));
         for head in 0..self.heads {
@@ -169,7 +169,7 @@ impl Task {
                         }
                         .run(arch);
                     }
-                    None => arch.dispatch(Scores { scores, q, k: &input.k[(self.group * s + from) * p..][..width * p], p }),
+                    None => arch.dispatch(Scores { scores, q, k: &input.k.from(self.group)[from * p..][..width * p], p }),
                 }
                 // SAFETY: as above.
                 let (sums, out) = unsafe {
@@ -187,7 +187,7 @@ impl Task {
                     out,
                     out_stride: stride,
                     left: Left::rows(scores, BLOCK),
-                    right: &v[(self.group * s + from) * stride..],
+                    right: &v.from(self.group)[from * stride..],
                     right_stride: stride,
                     rows: self.queries,
                     columns: stride,

@@ -19,10 +19,54 @@ pub(crate) struct AttentionInput<'a> {
     /// `b`, `h`, `g`, `l`, `s`, `p`.
     pub dims: [usize; 6],
     pub q: &'a [f32],
-    pub k: &'a [f32],
-    pub v: &'a [f32],
+    pub k: Matrices<'a>,
+    pub v: Matrices<'a>,
     pub scale: f32,
     pub ids: Option<&'a super::SlotIds>,
+}
+
+/// Row-major matrices of a batch's groups, at any distance from each other.
+pub(crate) struct Matrices<'a> {
+    pub values: Cow<'a, [f32]>,
+    /// Distances between rows of the batch, and between groups.
+    pub strides: [usize; 2],
+    pub groups: usize,
+}
+
+impl Matrices<'_> {
+    /// The buffer from a matrix on, by its index in row-major order.
+    fn from(&self, index: usize) -> &[f32] {
+        &self.values[index / self.groups * self.strides[0] + index % self.groups * self.strides[1]..]
+    }
+
+    /// Rows of `p` values with zeros behind, up to a whole number of vectors.
+    fn padded(&self, count: usize, s: usize, p: usize) -> Matrices<'_> {
+        let Self { strides, groups, .. } = *self;
+        let stride = aligned(p);
+        if stride == p {
+            return Matrices { values: Cow::Borrowed(&self.values), strides, groups };
+        }
+        let values = (0..count).flat_map(|index| padded(&self.from(index)[..s * p], p).into_owned()).collect();
+        Matrices { values: Cow::Owned(values), strides: [groups * s * stride, s * stride], groups }
+    }
+
+    /// `[.., s, p]` to `[.., p, s]`, with rows of `aligned(s)`.
+    fn turned(&self, count: usize, s: usize, p: usize) -> Vec<f32> {
+        let stride = aligned(s);
+        let mut out = vec![0.0; count * p * stride];
+        let (shared, arch) = (Shared::new(&mut out), Arch::new());
+        for_each(
+            count,
+            count * s * p * 4,
+            || (),
+            |(), i| {
+                // SAFETY: one matrix per task.
+                let out = unsafe { shared.part(i * p * stride, p * stride) };
+                transposed(arch, out, stride, &self.from(i)[..s * p], p, s, p);
+            },
+        );
+        out
+    }
 }
 
 /// Slots of a block.
@@ -71,23 +115,4 @@ fn padded(values: &[f32], p: usize) -> Cow<'_, [f32]> {
     let mut out = vec![0.0; values.len() / p * stride];
     out.chunks_exact_mut(stride).zip(values.chunks_exact(p)).for_each(|(out, row)| out[..p].copy_from_slice(row));
     Cow::Owned(out)
-}
-
-/// `[.., s, p]` to `[.., p, s]`, with rows of `aligned(s)`.
-fn turned(values: &[f32], s: usize, p: usize) -> Vec<f32> {
-    let stride = aligned(s);
-    let count = values.len() / (s * p);
-    let mut out = vec![0.0; count * p * stride];
-    let (shared, arch) = (Shared::new(&mut out), Arch::new());
-    for_each(
-        count,
-        values.len() * 4,
-        || (),
-        |(), i| {
-            // SAFETY: one matrix per task.
-            let out = unsafe { shared.part(i * p * stride, p * stride) };
-            transposed(arch, out, stride, &values[i * s * p..][..s * p], p, s, p);
-        },
-    );
-    out
 }
