@@ -1,0 +1,117 @@
+//! Cross-entropy over labelled positions, in slices so that the logits of a whole batch never exist at once.
+
+use burn::tensor::backend::Backend;
+use burn::tensor::{DType, IndexingUpdateOp, Int, Tensor, TensorData};
+use terrarium_kernels::{KernelBackend, TrainBackend};
+use terrarium_models::Decoder;
+
+use crate::data::{Batch, IGNORED};
+use crate::gradients::Gradients;
+
+/// Logits that may exist at once. A few buffers of this size are alive together.
+const SLICE: usize = 1 << 24;
+
+/// Positions with a label, and their labels.
+struct Targets<B: Backend> {
+    positions: Tensor<B, 1, Int>,
+    labels: Vec<i32>,
+}
+
+impl<B: Backend> Targets<B> {
+    fn of(batch: &Batch, device: &B::Device) -> Option<Self> {
+        let labelled = || batch.labels.iter().enumerate().filter(|(_, label)| **label != IGNORED);
+        let positions: Vec<i32> = labelled().map(|(at, _)| at as i32).collect();
+        let labels: Vec<i32> = labelled().map(|(_, label)| *label).collect();
+        let n = positions.len();
+        (n > 0).then(|| Self { positions: Tensor::from_data(TensorData::new(positions, [n]), device), labels })
+    }
+
+    /// Labels `start..end` as a column, on any backend of the same device.
+    fn column<I: Backend>(&self, start: usize, end: usize, device: &I::Device) -> Tensor<I, 2, Int> {
+        Tensor::from_data(TensorData::new(self.labels[start..end].to_vec(), [end - start, 1]), device)
+    }
+}
+
+fn ids<B: Backend>(batch: &Batch, device: &B::Device) -> Tensor<B, 2, Int> {
+    Tensor::from_data(TensorData::new(batch.ids.clone(), [batch.rows, batch.length]), device)
+}
+
+/// Ranges of at most [`SLICE`] logits.
+fn slices(n: usize, vocab: usize) -> impl Iterator<Item = (usize, usize)> {
+    let rows = (SLICE / vocab.max(1)).max(32);
+    (0..n).step_by(rows).map(move |start| (start, (start + rows).min(n)))
+}
+
+/// Sum of the cross-entropies of `logits [n, v]` against `labels [n, 1]`, and its gradient `softmax - one_hot`.
+fn cross_entropy<B: Backend>(logits: Tensor<B, 2>, labels: Tensor<B, 2, Int>) -> (Tensor<B, 1>, Tensor<B, 2>) {
+    let logits = logits.cast(DType::F32);
+    let [n, _] = logits.dims();
+    let shifted = logits.clone() - logits.max_dim(1); // [n, v]
+    let picked = shifted.clone().gather(1, labels.clone()); // [n, 1]
+    let exp = shifted.exp();
+    let sum = exp.clone().sum_dim(1); // [n, 1]
+    let loss = (sum.clone().log() - picked).sum();
+    let minus_one = Tensor::full([n, 1], -1.0, (&loss.device(), DType::F32));
+    (loss, (exp / sum).scatter(1, labels, minus_one, IndexingUpdateOp::Add))
+}
+
+/// Adds the gradients of `scale` times the summed cross-entropy of `batch` to `grads`; gives the sum itself, `[1]`.
+///
+/// The head is differentiated slice by slice on a detached copy of the hidden states, whose gradient then goes through the
+/// rest of the model in one backward pass: the same gradients as all at once, without its memory.
+pub fn backward<B: TrainBackend>(
+    model: &Decoder<B>,
+    batch: &Batch,
+    scale: f64,
+    grads: &mut Gradients<B::InnerBackend>,
+    device: &B::Device,
+) -> Tensor<B::InnerBackend, 1> {
+    let Some(targets) = Targets::<B>::of(batch, device) else {
+        return Tensor::zeros([1], (device, DType::F32));
+    };
+    let (hidden, _) = model.hidden(ids(batch, device), None, &batch.layout());
+    let [b, l, d] = hidden.dims();
+    let labelled = hidden.reshape([b * l, d]).select(0, targets.positions.clone()); // [n, d]
+    let fixed = labelled.clone().inner();
+
+    let vocab = model.embeddings.weight.dims()[0];
+    let (mut losses, mut upstream) = (Vec::new(), Vec::new());
+    for (start, end) in slices(targets.labels.len(), vocab) {
+        let part = Tensor::<B, 2>::from_inner(fixed.clone().slice([start..end])).require_grad();
+        let logits = model.logits(part.clone()).cast(DType::F32); // [rows, v]
+        let (loss, gradient) = cross_entropy(logits.clone().inner(), targets.column(start, end, device));
+        losses.push(loss);
+        // The sum's gradient with respect to the logits is the constant it is multiplied with.
+        let mut found = (logits * Tensor::from_inner(gradient * scale)).sum().backward();
+        upstream.push(part.grad_remove(&mut found).unwrap_or_else(|| Tensor::zeros([end - start, d], device)));
+        grads.add(model, found);
+    }
+    let upstream = Tensor::from_inner(Tensor::cat(upstream, 0));
+    grads.add(model, (labelled * upstream).sum().backward());
+    Tensor::cat(losses, 0).sum()
+}
+
+/// Sum of the cross-entropies of a batch, without gradients, `[1]`.
+pub fn evaluate<B: KernelBackend>(model: &Decoder<B>, batch: &Batch, device: &B::Device) -> Tensor<B, 1> {
+    let Some(targets) = Targets::<B>::of(batch, device) else {
+        return Tensor::zeros([1], (device, DType::F32));
+    };
+    let (hidden, _) = model.hidden(ids(batch, device), None, &batch.layout());
+    let [b, l, d] = hidden.dims();
+    let labelled = hidden.reshape([b * l, d]).select(0, targets.positions.clone()); // [n, d]
+    let vocab = model.embeddings.weight.dims()[0];
+    let losses = slices(targets.labels.len(), vocab)
+        .map(|(start, end)| {
+            let logits = model.logits(labelled.clone().slice([start..end])).cast(DType::F32);
+            let shifted = logits.clone() - logits.max_dim(1);
+            let picked = shifted.clone().gather(1, targets.column(start, end, device));
+            (shifted.exp().sum_dim(1).log() - picked).sum()
+        })
+        .collect();
+    Tensor::cat(losses, 0).sum()
+}
+
+/// Reads a one-element tensor.
+pub(crate) fn scalar<B: Backend>(tensor: Tensor<B, 1>) -> f64 {
+    tensor.into_data().iter::<f64>().next().unwrap_or(f64::NAN)
+}
