@@ -1,0 +1,228 @@
+//! `terrarium bench`
+
+use std::path::Path;
+use std::time::Instant;
+
+use clap::Args;
+use serde::Serialize;
+use terrarium::burn::tensor::backend::Backend;
+use terrarium::burn::tensor::{DType, Int, Tensor, TensorData};
+use terrarium::kernels::backend::{BackendTask, with_backend};
+use terrarium::kernels::{KernelBackend, TrainBackend};
+use terrarium::models::{Cache, Decoder, Layout};
+use terrarium::runtime::{Files, Precision};
+use terrarium::train::TrainConfig;
+use terrarium::train::data::Batch;
+use terrarium::train::gradients::{Gradients, Norm, clip_factor};
+use terrarium::train::loss;
+use terrarium::train::optim::{AdamW, AdamWConfig};
+
+use crate::args::{ComputeArgs, DtypeArgs};
+use crate::console::Console;
+use crate::failure::Failure;
+use crate::model::{self, ModelArgs};
+use crate::{interrupt, output};
+
+/// Time generation and a training step.
+///
+/// Decoding, reading a prompt, and a training step, on random token ids with batch 1. Each part runs once to warm up, then --repeats times; 0 tokens switch a part off. The training step is forward, loss,
+/// backward, clipping and AdamW on all parameters, in float32.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  terrarium bench --model HuggingFaceTB/SmolLM2-135M --threads 2 --json")]
+pub struct Arguments {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Tokens in the cache when decoding begins.
+    #[arg(long, default_value_t = 32, value_name = "N")]
+    prompt_tokens: usize,
+    /// Tokens decoded.
+    #[arg(long, default_value_t = 64, value_name = "N")]
+    new_tokens: usize,
+    /// Length of the prompt that is read.
+    #[arg(long, default_value_t = 512, value_name = "N")]
+    prefill: usize,
+    /// Length of the row that is trained on.
+    #[arg(long, default_value_t = 256, value_name = "N")]
+    train_tokens: usize,
+    /// How often each part is timed.
+    #[arg(long, default_value_t = 5, value_name = "N")]
+    repeats: usize,
+    /// Seed of the ids.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    #[command(flatten)]
+    dtype: DtypeArgs,
+    #[command(flatten)]
+    compute: ComputeArgs,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Milliseconds, one entry per repeat.
+#[derive(Debug, Default, Serialize)]
+struct Report {
+    decode_ms_per_token: Vec<f64>,
+    prefill_ms: Vec<f64>,
+    train_step_ms: Vec<f64>,
+    threads: usize,
+}
+
+/// Times, prints.
+pub fn run(arguments: &Arguments, console: &Console) -> Result<(), Failure> {
+    interrupt::immediate();
+    model::prepare(&arguments.compute)?;
+    let resolved = arguments.model.resolve(Files::All, console)?;
+    let report = with_backend(&arguments.compute.device, Task { arguments, console, dir: &resolved.dir })??;
+    if arguments.json {
+        return output::json(&report);
+    }
+    let rows = [
+        ("decode", "ms/token", &report.decode_ms_per_token),
+        ("prefill", "ms", &report.prefill_ms),
+        ("train step", "ms", &report.train_step_ms),
+    ];
+    for (name, unit, times) in rows {
+        let mut sorted = times.clone();
+        sorted.sort_by(f64::total_cmp);
+        if let (Some(best), Some(median)) = (sorted.first(), sorted.get(sorted.len() / 2)) {
+            output::line(format_args!("{name:<11} {median:>9.2} {unit:<9} median, {best:.2} best of {}", sorted.len()))?;
+        }
+    }
+    output::line(format_args!("threads     {:>9}", report.threads))
+}
+
+struct Task<'a> {
+    arguments: &'a Arguments,
+    console: &'a Console,
+    dir: &'a Path,
+}
+
+impl BackendTask for Task<'_> {
+    type Output = Result<Report, Failure>;
+
+    fn run<B: TrainBackend>(self, device: &B::Device) -> Self::Output {
+        let Self { arguments, console, dir } = self;
+        let mut report = Report { threads: rayon::current_num_threads(), ..Report::default() };
+        let Arguments { prompt_tokens, new_tokens, prefill, train_tokens, repeats, .. } = *arguments;
+        let hub = &arguments.model.hub;
+        let loaded = model::load::<B::InnerBackend>(dir, arguments.dtype.dtype.into(), hub, console, device)?;
+        model::require_fused::<B::InnerBackend>(&loaded.config, loaded.dtype)?;
+        let mut ids = RandomIds { state: arguments.seed, vocab: loaded.config.vocab_size };
+        if new_tokens > 0 {
+            let prompt = ids.take(prompt_tokens.max(1));
+            let decode = || decode(&loaded.model, &prompt, new_tokens, device);
+            report.decode_ms_per_token = repeat(repeats, decode);
+        }
+        if prefill > 0 {
+            let prompt = ids.take(prefill);
+            report.prefill_ms = repeat(repeats, || {
+                let start = Instant::now();
+                last_id(&read(&loaded.model, &prompt, device).0);
+                milliseconds(start)
+            });
+        }
+        if train_tokens > 0 && repeats > 0 {
+            drop(loaded);
+            let loaded = model::load::<B>(dir, Precision::F32, hub, console, device)?;
+            let batch = batch(ids.take(train_tokens + 1));
+            let mut training = Training::<B> { model: Some(loaded.model), optim: AdamW::new(AdamWConfig::new(&TrainConfig::default())) };
+            report.train_step_ms = repeat(repeats, || training.step(&batch, device));
+        }
+        Ok(report)
+    }
+}
+
+/// One run to warm up, then `n` that count.
+fn repeat(n: usize, mut run: impl FnMut() -> f64) -> Vec<f64> {
+    (0..=n).map(|_| run()).skip(1).collect()
+}
+
+fn milliseconds(start: Instant) -> f64 {
+    start.elapsed().as_secs_f64() * 1e3
+}
+
+/// Logits of the last position, as generation needs them.
+fn read<B: KernelBackend>(model: &Decoder<B>, ids: &[i32], device: &B::Device) -> (Tensor<B, 2>, Cache<B>) {
+    let (hidden, cache) = model.hidden(tensor(ids, device), None, &Layout::full(1, ids.len()));
+    (last(model, hidden), cache)
+}
+
+fn last<B: KernelBackend>(model: &Decoder<B>, hidden: Tensor<B, 3>) -> Tensor<B, 2> {
+    let [_, l, d] = hidden.dims();
+    model.logits(hidden.slice([0..1, l - 1..l]).reshape([1, d]))
+}
+
+/// Milliseconds per token of greedy steps after the prompt; reading the prompt is not counted.
+fn decode<B: KernelBackend>(model: &Decoder<B>, prompt: &[i32], n: usize, device: &B::Device) -> f64 {
+    let (logits, mut cache) = read(model, prompt, device);
+    let mut id = last_id(&logits);
+    let start = Instant::now();
+    for _ in 0..n {
+        let (hidden, next) = model.hidden(tensor(&[id], device), Some(cache), &Layout::full(1, 1));
+        cache = next;
+        id = last_id(&last(model, hidden));
+    }
+    milliseconds(start) / n as f64
+}
+
+/// The likeliest id, read back from the device.
+fn last_id<B: KernelBackend>(logits: &Tensor<B, 2>) -> i32 {
+    let data = logits.clone().into_data();
+    let best = data.iter::<f32>().enumerate().max_by(|a, b| a.1.total_cmp(&b.1));
+    best.map_or(0, |(id, _)| id as i32)
+}
+
+fn tensor<B: Backend>(ids: &[i32], device: &B::Device) -> Tensor<B, 2, Int> {
+    Tensor::from_data(TensorData::new(ids.to_vec(), [1, ids.len()]), device)
+}
+
+fn batch(ids: Vec<i32>) -> Batch {
+    let length = ids.len() - 1;
+    Batch { rows: 1, length, ids: ids[..length].to_vec(), labels: ids[1..].to_vec(), documents: vec![0; length] }
+}
+
+/// A model in training; it is absent only while a step changes it.
+struct Training<B: TrainBackend> {
+    model: Option<Decoder<B>>,
+    optim: AdamW<B::InnerBackend>,
+}
+
+impl<B: TrainBackend> Training<B> {
+    /// Forward, loss, backward, clip, AdamW; in milliseconds.
+    fn step(&mut self, batch: &Batch, device: &B::Device) -> f64 {
+        let Some(model) = self.model.take() else { return f64::NAN };
+        let start = Instant::now();
+        let mut grads = Gradients::default();
+        let loss = loss::backward(&model, batch, 1.0 / batch.length as f64, &mut grads, device);
+        let factor = match grads.norm() {
+            Norm::Finite(norm) => clip_factor(norm, 1.0),
+            Norm::NotFinite(_) => 0.0,
+        };
+        let model = self.optim.step(model, grads, 1e-5, factor);
+        // Reading results waits for the device.
+        let _ = (loss.into_data(), model.norm_f.weight.val().cast(DType::F32).into_data());
+        self.model = Some(model);
+        milliseconds(start)
+    }
+}
+
+/// Ids of no meaning, the same for a seed everywhere (splitmix64).
+struct RandomIds {
+    state: u64,
+    vocab: usize,
+}
+
+impl RandomIds {
+    fn take(&mut self, n: usize) -> Vec<i32> {
+        (0..n).map(|_| self.next()).collect()
+    }
+
+    fn next(&mut self) -> i32 {
+        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) % self.vocab.max(1) as u64) as i32
+    }
+}

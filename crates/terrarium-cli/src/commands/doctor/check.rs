@@ -1,0 +1,139 @@
+//! Every operation with a fast path, compared with its reference on the user's own device.
+
+use std::fmt;
+
+use serde::Serialize;
+use terrarium::burn::tensor::{DType, Tensor, TensorData};
+use terrarium::kernels::attention::{self, AttentionArgs, AttentionMask};
+use terrarium::kernels::causal_conv1d::{self, ConvArgs};
+use terrarium::kernels::rms_norm_gated::{self, NormArgs};
+use terrarium::kernels::ssd::{self, SsdArgs, SsdOptions};
+use terrarium::kernels::{KernelBackend, Op, linear, path};
+
+/// Largest difference that rounding explains at these sizes in float32.
+const TOLERANCE: f32 = 2e-4;
+
+/// How one comparison went.
+#[derive(Debug, Serialize)]
+pub struct Outcome {
+    pub op: &'static str,
+    /// The fast path, if there is one.
+    pub path: Option<&'static str>,
+    /// Largest difference, relative to the largest value.
+    pub difference: f32,
+    pub passed: bool,
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { op, path, difference, passed } = self;
+        let word = if *passed { "ok " } else { "NO " };
+        match path {
+            Some(path) => write!(f, "{word} {op:<15} {path}: differs by {difference:.1e} at most"),
+            None => write!(f, "{word} {op:<15} reference: nothing to compare"),
+        }
+    }
+}
+
+/// Compares all operations; sizes are odd on purpose.
+pub fn all<B: KernelBackend>(device: &B::Device) -> Vec<Outcome> {
+    let mut noise = Noise { state: 0x9e37_79b9_7f4a_7c15, device: device.clone() };
+    Op::ALL.into_iter().map(|op| compare::<B>(op, &mut noise)).collect()
+}
+
+fn compare<B: KernelBackend>(op: Op, noise: &mut Noise<B>) -> Outcome {
+    let fast = path::fused::<B>(op, DType::F32);
+    let difference = match op {
+        Op::Linear => linear_difference(noise),
+        Op::CausalConv1d => conv_difference(noise),
+        Op::Ssd => ssd_difference(noise),
+        Op::RmsNormGated => norm_difference(noise),
+        Op::Attention => attention_difference(noise),
+    };
+    Outcome { op: op.name(), path: fast, difference, passed: difference <= TOLERANCE }
+}
+
+fn linear_difference<B: KernelBackend>(noise: &mut Noise<B>) -> f32 {
+    let (x, weight) = (noise.tensor([65, 63]), noise.tensor([129, 63]));
+    difference([(linear::linear(x.clone(), weight.clone(), None), linear::reference::linear(x, weight))])
+}
+
+fn conv_difference<B: KernelBackend>(noise: &mut Noise<B>) -> f32 {
+    let args = ConvArgs {
+        x: noise.tensor([2, 65, 33]),
+        weight: noise.tensor([33, 4]),
+        bias: Some(noise.tensor([33])),
+        state: Some(noise.tensor([2, 3, 33])),
+        segments: None,
+        silu: true,
+    };
+    let (fast, slow) = (causal_conv1d::causal_conv1d(args.clone()), causal_conv1d::reference::causal_conv1d(args));
+    difference([(fast.y, slow.y), (fast.state, slow.state)])
+}
+
+fn ssd_difference<B: KernelBackend>(noise: &mut Noise<B>) -> f32 {
+    let args = SsdArgs {
+        x: noise.tensor([2, 130, 6, 16]),
+        dt: noise.tensor([2, 130, 6]),
+        a: -noise.tensor::<1>([6]).exp(),
+        b: noise.tensor([2, 130, 2, 16]),
+        c: noise.tensor([2, 130, 2, 16]),
+        d: Some(noise.tensor([6])),
+        dt_bias: Some(noise.tensor([6])),
+        state: Some(noise.tensor([2, 6, 16, 16])),
+        segments: None,
+        options: SsdOptions::default(),
+    };
+    let (fast, slow) = (ssd::ssd(args.clone()), ssd::reference::ssd(args));
+    difference([(fast.y, slow.y), (fast.state, slow.state)])
+}
+
+fn norm_difference<B: KernelBackend>(noise: &mut Noise<B>) -> f32 {
+    let args = NormArgs { y: noise.tensor([2, 33, 96]), z: noise.tensor([2, 33, 96]), weight: noise.tensor([96]), groups: 3, eps: 1e-5 };
+    difference([(rms_norm_gated::rms_norm_gated(args.clone()), rms_norm_gated::reference::rms_norm_gated(args))])
+}
+
+fn attention_difference<B: KernelBackend>(noise: &mut Noise<B>) -> f32 {
+    let args = AttentionArgs {
+        q: noise.tensor([2, 6, 33, 16]),
+        k: noise.tensor([2, 2, 65, 16]),
+        v: noise.tensor([2, 2, 65, 16]),
+        scale: 0.25,
+        mask: AttentionMask::causal(33, 65),
+    };
+    difference([(attention::attention(args.clone()), attention::reference::attention(args))])
+}
+
+/// Largest absolute difference over the largest absolute value; infinite where a value is no number.
+fn difference<B: KernelBackend, const D: usize, const N: usize>(pairs: [(Tensor<B, D>, Tensor<B, D>); N]) -> f32 {
+    let mut worst = 0.0_f32;
+    for (fast, slow) in pairs {
+        let (fast, slow) = (fast.into_data(), slow.into_data());
+        let scale = slow.iter::<f32>().fold(1e-6_f32, |most, value| most.max(value.abs()));
+        for (fast, slow) in fast.iter::<f32>().zip(slow.iter::<f32>()) {
+            let gap = (fast - slow).abs() / scale;
+            worst = if gap.is_finite() { worst.max(gap) } else { f32::INFINITY };
+        }
+    }
+    worst
+}
+
+/// Numbers in [-1, 1) that are the same everywhere (xorshift).
+struct Noise<B: KernelBackend> {
+    state: u64,
+    device: B::Device,
+}
+
+impl<B: KernelBackend> Noise<B> {
+    fn tensor<const D: usize>(&mut self, shape: [usize; D]) -> Tensor<B, D> {
+        let values: Vec<f32> = (0..shape.iter().product()).map(|_| self.next()).collect();
+        Tensor::from_data(TensorData::new(values, shape), (&self.device, DType::F32))
+    }
+
+    fn next(&mut self) -> f32 {
+        self.state ^= self.state << 13;
+        self.state ^= self.state >> 7;
+        self.state ^= self.state << 17;
+        (self.state >> 40) as f32 / (1u32 << 23) as f32 - 1.0
+    }
+}

@@ -1,0 +1,8 @@
+//! The command line from the outside: what it prints where, how it exits, what it leaves behind.
+
+mod basics;
+mod common;
+mod hub;
+mod models;
+mod runs;
+mod terminal;

@@ -1,0 +1,198 @@
+//! generate, score, inspect, bench on models that are well and models that are not.
+
+use std::io::Write;
+use std::process::Stdio;
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::common::{Ran, copy_of, run, shared_data, terrarium, text, tiny_model};
+
+fn score(model: &str, lines: &str, more: &[&str]) -> Ran {
+    let arguments = [&["score", "--model", model, "--input", "-"], more].concat();
+    let mut child = terrarium(&arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
+    child.wait_with_output().unwrap().into()
+}
+
+#[test]
+fn generate_json_has_ids_and_text() {
+    let model = text(tiny_model());
+    let base = ["generate", "--model", model, "--max-new-tokens", "5", "--temperature", "0", "--ignore-eos"];
+    let ran = run(&[&base[..], &["--prompt", "The fox", "--json"]].concat()).ok();
+    let answer = ran.json().remove(0);
+    assert_eq!(ran.out.lines().count(), 1);
+    assert_eq!(answer.as_object().unwrap().keys().collect::<Vec<_>>(), ["ids", "text"]);
+    assert_eq!(answer["ids"].as_array().unwrap().len(), 5);
+    // The same text streams without --json, and timings stay out of it.
+    let streamed = run(&[&base[..], &["--prompt", "The fox"]].concat()).ok();
+    assert_eq!(streamed.out.strip_suffix('\n'), answer["text"].as_str());
+    assert!(streamed.err.contains("tokens/s") && !ran.out.contains("tokens/s"));
+    assert_eq!(run(&[&base[..], &["--prompt", "The fox", "-q"]].concat()).ok().err, "");
+    // A batch gives what each prompt gives alone.
+    let both = run(&[&base[..], &["--prompt", "It was a cold day, and", "--prompt", "The fox", "--json"]].concat()).ok().json();
+    assert_eq!(both[1], answer);
+    // Every kernel choice that exists gives the same ids.
+    let slow = run(&[&base[..], &["--prompt", "The fox", "--json", "--kernel", "reference"]].concat()).ok().json().remove(0);
+    assert_eq!(slow, answer);
+}
+
+#[test]
+fn prompts_come_from_files_and_seeds_decide_samples() {
+    let model = text(tiny_model());
+    let dir = TempDir::new().unwrap();
+    let file = dir.path().join("prompts.jsonl");
+    std::fs::write(&file, "{\"prompt\": \"The owl\"}\n\n{\"ids\": [5, 17, 3]}\n").unwrap();
+    let sample = |seed: &str| {
+        let arguments = ["generate", "--model", model, "--file", text(&file), "-n", "12", "--temperature", "1", "--seed", seed, "--json"];
+        run(&arguments).ok().json()
+    };
+    assert_eq!(sample("1").len(), 2);
+    assert_eq!(sample("1"), sample("1"));
+    assert_ne!(sample("1"), sample("2"));
+    std::fs::write(&file, "{\"prompt\": \"a\"}\n{\"promt\": \"b\"}\n").unwrap();
+    run(&["generate", "--model", model, "--file", text(&file)]).fails(1, &["prompts.jsonl, line 2"]);
+}
+
+#[test]
+fn ids_need_no_tokenizer_and_text_does() {
+    let bare = copy_of(tiny_model());
+    std::fs::remove_file(bare.path().join("tokenizer.json")).unwrap();
+    let model = text(bare.path());
+    let answer = run(&["generate", "--model", model, "--ids", "5,17,3", "-n", "4", "--temperature", "0", "--json", "--ignore-eos"])
+        .ok()
+        .json()
+        .remove(0);
+    assert_eq!((answer["ids"].as_array().unwrap().len(), &answer["text"]), (4, &Value::Null));
+    run(&["generate", "--model", model, "--prompt", "The fox"]).fails(1, &["no tokenizer.json", "--ids"]);
+    run(&["generate", "--model", model, "--ids", "5,99999"]).fails(1, &["99999", "out of range"]);
+    let scored = score(model, "{\"ids\": [5, 17, 3]}\n", &["--top", "2"]).ok().json().remove(0);
+    assert_eq!(scored["tokens"], json!([17, 3]));
+    let logprobs: Vec<f64> = scored["logprobs"].as_array().unwrap().iter().map(|p| p.as_f64().unwrap()).collect();
+    assert!(logprobs.len() == 2 && logprobs.iter().all(|p| *p < 0.0));
+    assert!((scored["sum"].as_f64().unwrap() - logprobs.iter().sum::<f64>()).abs() < 1e-5);
+    assert_eq!(scored["greedy"].as_array().unwrap().len(), 2);
+    assert_eq!(scored["top"][0].as_array().unwrap().len(), 2);
+    score(model, "{\"context\": \"a\", \"continuation\": \"b\"}\n", &[]).fails(1, &["line 1", "tokenizer"]);
+}
+
+#[test]
+fn score_names_the_bad_line() {
+    let model = text(tiny_model());
+    let good = "{\"context\": \"The fox\", \"continuation\": \" saw the sea\"}\n";
+    let scored = score(model, &format!("{good}{{\"ids\": [5, 17]}}\n"), &[]).ok().json();
+    assert_eq!(scored.len(), 2);
+    score(model, &format!("{good}\n{{\"ids\": [5\n"), &[]).fails(1, &["line 3"]);
+    score(model, &format!("{good}{{\"ids\": [5, 99999]}}\n"), &[]).fails(1, &["line 2", "99999"]);
+    score(model, "\n", &[]).fails(2, &["nothing to score"]);
+}
+
+#[test]
+fn stories_continue_as_recorded() {
+    let Some(model) = shared_data("models/stories260k-hf") else { return };
+    let golden: Value = serde_json::from_str(&std::fs::read_to_string(model.join("golden.json")).unwrap()).unwrap();
+    let ids = golden["greedy_from_bos_ids"].as_array().unwrap();
+    let n = (ids.len() - 1).to_string();
+    let arguments =
+        ["generate", "--model", text(&model), "--ids", "1", "--max-new-tokens", &n, "--temperature", "0", "--json", "--ignore-eos"];
+    let answer = run(&arguments).ok().json().remove(0);
+    assert_eq!(answer["ids"].as_array().unwrap()[..], ids[1..]);
+    let told = golden["greedy_from_bos_text"].as_str().unwrap();
+    assert!(told.contains(answer["text"].as_str().unwrap().trim()), "{answer}");
+}
+
+#[test]
+fn broken_models_are_explained() {
+    let with = |damage: &dyn Fn(&std::path::Path)| {
+        let copy = copy_of(tiny_model());
+        damage(copy.path());
+        run(&["generate", "--model", text(copy.path()), "--prompt", "a"])
+    };
+    with(&|dir| std::fs::write(dir.join("model.safetensors"), "not at all").unwrap()).fails(1, &["model.safetensors"]);
+    with(&|dir| {
+        let bytes = std::fs::read(dir.join("model.safetensors")).unwrap();
+        std::fs::write(dir.join("model.safetensors"), &bytes[..bytes.len() / 2]).unwrap();
+    })
+    .fails(1, &["truncated"]);
+    with(&|dir| std::fs::write(dir.join("config.json"), "{\"model_type\": \"abacus\"}").unwrap()).fails(1, &["abacus", "llama"]);
+    with(&|dir| std::fs::write(dir.join("config.json"), "{").unwrap()).fails(1, &["config.json"]);
+    with(&|dir| std::fs::remove_file(dir.join("model.safetensors")).unwrap()).fails(1, &["no model.safetensors"]);
+    with(&|dir| {
+        let text = std::fs::read_to_string(dir.join("config.json")).unwrap();
+        std::fs::write(dir.join("config.json"), text.replace("M-*-", "M-*-M")).unwrap();
+    })
+    .fails(1, &["missing"]);
+    run(&["generate", "--model", "/nowhere/at/all", "--prompt", "a"]).fails(1, &["/nowhere/at/all"]);
+}
+
+#[test]
+fn inspect_says_what_a_model_is() {
+    let model = text(tiny_model());
+    let report = run(&["inspect", model, "--json", "--tokens", "100", "--tensors"]).ok().json().remove(0);
+    assert_eq!((&report["family"], &report["pattern"]), (&json!("nemotron_h"), &json!("M-*-")));
+    let counted: u64 = report["tensors"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|t| t["shape"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).product::<u64>())
+        .sum();
+    assert_eq!(report["parameters"].as_u64(), Some(counted));
+    assert!(report["state_bytes"].as_u64().unwrap() > 0 && report["state_tokens"] == 100);
+    let longer = run(&["inspect", model, "--json", "--tokens", "200"]).ok().json().remove(0);
+    assert!(longer["state_bytes"].as_u64() > report["state_bytes"].as_u64());
+    let print = run(&["inspect", "--model", model]).ok().out;
+    assert!(print.contains("M-*-") && print.contains("parameters"), "{print}");
+    let bare = copy_of(tiny_model());
+    std::fs::remove_file(bare.path().join("model.safetensors")).unwrap();
+    let guess = run(&["inspect", text(bare.path()), "--json"]).ok().json().remove(0);
+    assert_eq!((&guess["bytes"], &guess["parameters"]), (&Value::Null, &report["parameters"]));
+}
+
+#[test]
+fn fused_kernels_are_promised_only_where_they_are() {
+    let model = text(tiny_model());
+    let report = run(&["doctor", "--json"]).ok().json().remove(0);
+    let slow: Vec<&str> = report["paths"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|path| path["path"] == "reference")
+        .filter_map(|path| path["op"].as_str())
+        .collect();
+    let ran = run(&["generate", "--model", model, "--prompt", "The fox", "-n", "2", "--kernel", "fused"]);
+    match slow.first() {
+        None => drop(ran.ok()),
+        Some(op) => drop(ran.fails(2, &[op, "no fast path", "hint: "])),
+    }
+}
+
+#[test]
+fn bench_prints_the_fields_that_others_read() {
+    let model = text(tiny_model());
+    let arguments = [
+        "bench",
+        "--model",
+        model,
+        "--prompt-tokens",
+        "4",
+        "--new-tokens",
+        "3",
+        "--prefill",
+        "16",
+        "--train-tokens",
+        "16",
+        "--repeats",
+        "2",
+    ];
+    let report = run(&[&arguments[..], &["--json", "--threads", "1"]].concat()).ok().json().remove(0);
+    for part in ["decode_ms_per_token", "prefill_ms", "train_step_ms"] {
+        let times = report[part].as_array().unwrap();
+        assert!(times.len() == 2 && times.iter().all(|t| t.as_f64().unwrap() > 0.0), "{report}");
+    }
+    assert_eq!(report["threads"], 1);
+    let off = run(&["bench", "--model", model, "--new-tokens", "0", "--train-tokens", "0", "--prefill", "8", "--repeats", "1", "--json"])
+        .ok()
+        .json()
+        .remove(0);
+    assert_eq!((&off["decode_ms_per_token"], &off["train_step_ms"]), (&json!([]), &json!([])));
+}
