@@ -1,6 +1,6 @@
 //! Times of the operations at the sizes of a 130M-parameter Mamba-2, fast path against reference.
 //!
-//! `cargo bench -p terrarium-kernels --bench cpu_ops`, with `--features` as for the tests.
+//! `cargo bench -p terrarium-kernels --bench cpu_ops -- [part of a name]`, with `--features` as for the tests.
 
 use std::time::Instant;
 
@@ -42,7 +42,12 @@ fn best(mut f: impl FnMut()) -> f64 {
     best * 1e3
 }
 
+/// Prints both times if `what` contains the first argument, if any; returns that of the fast path.
 fn compare(what: &str, mut f: impl FnMut()) -> f64 {
+    let filter = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).unwrap_or_default();
+    if !what.contains(&filter) {
+        return f64::NAN;
+    }
     set_choice(KernelChoice::Auto);
     let fast = best(&mut f);
     set_choice(KernelChoice::Reference);
@@ -115,13 +120,20 @@ fn main() {
             let _ = rms_norm_gated(args.clone());
         });
     }
-    for (rows, inputs, outputs) in [(1, 576, 49152), (1, 768, 50288), (1, 768, 3352), (4, 576, 49152), (16, 576, 49152)] {
+    for (rows, inputs, outputs) in [(1, 576, 49152), (1, 768, 50288), (1, 768, 3352), (4, 576, 49152), (16, 576, 49152), (64, 576, 1536)] {
         let (x, weight) = (random::<Plain, 2>([rows, inputs]), random::<Plain, 2>([outputs, inputs]));
         let ms = compare(&format!("linear {rows} x {inputs} by {outputs}"), || {
             let _ = linear(x.clone(), weight.clone(), None);
         });
-        println!("    {:.1} GB/s of weight", (inputs * outputs * 4) as f64 / ms / 1e6);
+        if ms.is_finite() {
+            println!("    {:.1} GB/s of weight", (inputs * outputs * 4) as f64 / ms / 1e6);
+        }
     }
+    let [q, k, v] = [9, 3, 3].map(|heads| random::<Train, 4>([1, heads, 512, 64]).require_grad());
+    compare("attention l=512 s=512 h=9 g=3 p=64 forward + backward", || {
+        let mask = AttentionMask::causal(512, 512);
+        let _ = attention(AttentionArgs { q: q.clone(), k: k.clone(), v: v.clone(), scale: 0.125, mask }).sum().backward();
+    });
     for (l, s) in [(1, 512), (1, 4096), (512, 512), (2048, 2048)] {
         let args = AttentionArgs::<Plain> {
             q: random([1, 9, l, 64]),

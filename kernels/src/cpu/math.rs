@@ -3,18 +3,31 @@
 //! Everything here is `inline(always)`: the code must end up inside a function compiled for the machine's instruction
 //! set, see [`vectorized`].
 
-use pulp::Arch;
+use pulp::{Arch, Simd, WithSimd};
 
-/// Runs `f` compiled for the best instruction set of this machine. `f` must be `#[inline(always)]`.
+/// Runs an expression compiled for the best instruction set of this machine. What it calls must be `inline(always)`.
 macro_rules! vectorized {
     ($arch:expr, $body:expr) => {
-        $arch.dispatch(
+        $arch.dispatch($crate::cpu::math::Compiled(
             #[inline(always)]
             || $body,
-        )
+        ))
     };
 }
 pub(crate) use vectorized;
+
+/// Work for [`vectorized`]. `FnMut`, since calling a closure by value goes through a function of the compiler's own that
+/// is not inlined, and the body would stay behind in it with the plainest instruction set.
+pub(crate) struct Compiled<F>(pub F);
+
+impl<R, F: FnMut() -> R> WithSimd for Compiled<F> {
+    type Output = R;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(mut self, _simd: S) -> R {
+        (self.0)()
+    }
+}
 
 /// `e^x`, to about one unit in the last place; 0 below the range of normal numbers, about 2e38 above 88.3.
 #[inline(always)]

@@ -2,37 +2,47 @@
 
 use pulp::{Arch, Simd, WithSimd};
 
+use crate::cpu::math::transposed;
+use crate::cpu::product::{Left, Product, Start, aligned};
 use crate::cpu::threads::{Shared, for_each};
 
 /// Above this, reuse of the weight pays for Burn's matrix product.
-pub(crate) const MOST_ROWS: usize = 16;
+pub(crate) const MOST_ROWS: usize = 64;
+
+/// Up to this many rows, inner products along the weight as it lies.
+const FEW: usize = 4;
 
 /// `x [rows, inputs]`, `weight [outputs, inputs]` -> `[rows, outputs]`.
 pub(crate) fn forward(x: &[f32], weight: &[f32], rows: usize, inputs: usize, outputs: usize) -> Vec<f32> {
     let mut y = vec![0.0; rows * outputs];
     let shared = Shared::new(&mut y);
     // Enough of the weight for a task to run at memory speed, in whole groups of rows.
-    let block = ((1 << 15) / inputs.max(1)).next_multiple_of(STRIP).max(STRIP);
+    let block = ((1 << 15) / inputs.max(1)).next_multiple_of(8).max(8);
     let arch = Arch::new();
-    for_each(
-        outputs.div_ceil(block),
-        outputs * inputs * rows,
-        || (),
-        |(), task| {
-            let first = task * block;
-            let count = block.min(outputs - first);
-            arch.dispatch(Block {
-                x,
-                weight: &weight[first * inputs..][..count * inputs],
-                inputs,
-                outputs,
-                first,
-                count,
-                rows,
-                y: &shared,
-            });
-        },
-    );
+    let columns = aligned(rows);
+    let x_turned = (rows > FEW).then(|| {
+        let mut turned = vec![0.0; inputs * columns];
+        transposed(arch, &mut turned, columns, x, inputs, rows, inputs);
+        turned
+    });
+    let scratch = || vec![0.0; if rows > FEW { block * columns } else { 0 }];
+    for_each(outputs.div_ceil(block), outputs * inputs * rows, scratch, |scratch, task| {
+        let first = task * block;
+        let count = block.min(outputs - first);
+        let weight = &weight[first * inputs..][..count * inputs];
+        let Some(right) = &x_turned else {
+            arch.dispatch(Block { x, weight, inputs, outputs, first, count, rows, y: &shared });
+            return;
+        };
+        let left = Left::rows(weight, inputs);
+        let (out, start) = (&mut scratch[..], Start::Zero);
+        Product { out, out_stride: columns, left, right, right_stride: columns, rows: count, columns, depth: inputs, start }.run(arch);
+        for row in 0..rows {
+            // SAFETY: each output column belongs to one task.
+            let y = unsafe { shared.part(row * outputs + first, count) };
+            y.iter_mut().zip(scratch[row..].iter().step_by(columns)).for_each(|(y, value)| *y = *value);
+        }
+    });
     y
 }
 

@@ -79,7 +79,14 @@ pub(crate) fn backward(input: &NormInput, dout: &[f32]) -> [Vec<f32>; 3] {
                 let row = row * e..(row + 1) * e;
                 vectorized!(
                     arch,
-                    differentiate(input, &input.y[row.clone()], &input.z[row.clone()], &dout[row.clone()], [dy, dz, dw], scratch)
+                    differentiate(
+                        input,
+                        &input.y[row.clone()],
+                        &input.z[row.clone()],
+                        &dout[row.clone()],
+                        [&mut *dy, &mut *dz, &mut *dw],
+                        scratch
+                    )
                 );
             }
         },

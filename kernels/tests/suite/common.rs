@@ -20,8 +20,8 @@ pub const SLOW: bool = cfg!(feature = "vulkan");
 /// f16 and bf16 work.
 pub const HALF: bool = cfg!(all(feature = "flex", not(any(feature = "ndarray", feature = "vulkan"))));
 
-/// Relative to the largest value.
-pub const TOLERANCE: f64 = 1e-5;
+/// Relative to the largest value. NdArray's vector reciprocals and a GPU's exponentials are approximations.
+pub const TOLERANCE: f64 = if cfg!(any(feature = "ndarray", feature = "vulkan")) { 5e-5 } else { 1e-5 };
 
 /// Small deterministic generator (splitmix64).
 pub struct Rng(u64);

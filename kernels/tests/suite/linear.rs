@@ -48,6 +48,7 @@ fn cases() -> Vec<LinearCase> {
             LinearCase { rows: 1, inputs: 96, outputs: 1031 },
             LinearCase { rows: 7, inputs: 100, outputs: 67 },
             LinearCase { rows: 16, inputs: 64, outputs: 130 },
+            LinearCase { rows: 37, inputs: 50, outputs: 41 },
             LinearCase { rows: 70, inputs: 48, outputs: 31 },
         ]);
     }

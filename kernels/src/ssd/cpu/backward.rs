@@ -461,7 +461,7 @@ fn weigh_rows(arch: Arch, matrix: &mut [f32], stride: usize, weight: impl Fn(usi
             row.iter_mut().for_each(|value| *value *= weight);
         }
     }
-    vectorized!(arch, each(matrix, stride, weight));
+    vectorized!(arch, each(matrix, stride, &weight));
 }
 
 /// Multiplies each column of a matrix by two factors.
