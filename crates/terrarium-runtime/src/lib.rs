@@ -1,1 +1,29 @@
 //! Checkpoints, the Hugging Face hub, tokenizers, sampling and generation.
+//!
+//! From a name to text: [`resolve`] finds the files, [`load`] makes a model of them, [`generate()`] continues prompts and
+//! [`score()`] weighs given text. [`save`] writes a directory that transformers opens; what it and the helpers in
+//! [`atomic`] write appears whole or not at all.
+
+pub mod atomic;
+pub mod checkpoint;
+pub mod error;
+mod forward;
+pub mod generate;
+pub mod hub;
+pub mod sampling;
+pub mod score;
+pub mod tensors;
+pub mod tokenizer;
+
+pub use atomic::{StagedDir, write_atomic, write_atomic_with};
+pub use checkpoint::{
+    AdapterConfig, Checkpoint, GenerationConfig, LoadOptions, Loaded, Precision, SaveOptions, Saved, TensorInfo, load, load_adapter,
+    read_config, save, save_adapter,
+};
+pub use error::{AdapterError, CheckpointError, Error, HubError, InputError, Mismatch, Result, SamplingError, TokenizerError};
+pub use generate::{Finish, GenerateOptions, Generated, Piece, Row, Timings, generate, prompt_ids};
+pub use hub::{Files, HubOptions, Progress, RepoId, Resolved, resolve};
+pub use sampling::{Sampler, Sampling};
+pub use score::{Score, ScoreInput, ScoreOptions, score};
+pub use tensors::{read_safetensors, write_safetensors};
+pub use tokenizer::{Message, TextStream, Tokenizer};

@@ -1,0 +1,314 @@
+//! Generating text: batches of prompts of any length, each row exactly as it would be alone.
+
+mod row;
+mod stop;
+
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
+
+use burn::tensor::Tensor;
+use terrarium_kernels::KernelBackend;
+use terrarium_models::{Cache, Decoder, DecoderConfig, Layout};
+
+use crate::Result;
+use crate::error::InputError;
+use crate::forward::{check_ids, host_logits, ids_tensor, prefill};
+use crate::sampling::Sampling;
+use crate::tokenizer::Tokenizer;
+use row::RowState;
+
+/// How to generate.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GenerateOptions {
+    /// Most tokens a row gets.
+    pub max_new_tokens: usize,
+    /// How tokens are chosen.
+    pub sampling: Sampling,
+    /// Row `r` is sampled with the seed `seed + r`.
+    pub seed: u64,
+    /// One seed per row instead.
+    pub seeds: Option<Vec<u64>>,
+    /// Ids that end a row; usually [`crate::GenerationConfig::eos`]. The id is part of the row's ids, not of its text.
+    pub eos: Vec<u32>,
+    /// Strings that end a row and are not part of its text. They need a tokenizer.
+    pub stop: Vec<String>,
+    /// Prompt tokens per pass: bounds the memory of long prompts; 0 takes them whole.
+    pub prefill_chunk: usize,
+    /// Rows generated together.
+    pub batch: usize,
+    /// Shows special tokens in the text.
+    pub keep_special: bool,
+}
+
+impl GenerateOptions {
+    /// Greedy, without an end but the number of tokens.
+    pub fn new(max_new_tokens: usize) -> Self {
+        Self {
+            max_new_tokens,
+            sampling: Sampling::default(),
+            seed: 0,
+            seeds: None,
+            eos: vec![],
+            stop: vec![],
+            prefill_chunk: 512,
+            batch: 16,
+            keep_special: false,
+        }
+    }
+
+    fn seed_of(&self, row: usize) -> u64 {
+        let own = self.seeds.as_ref().and_then(|seeds| seeds.get(row));
+        own.copied().unwrap_or(self.seed.wrapping_add(row as u64))
+    }
+}
+
+/// Why a row ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Finish {
+    /// It has `max_new_tokens`.
+    Length,
+    /// This end-of-text id came.
+    Eos(u32),
+    /// This stop string came.
+    Stop(String),
+    /// The caller asked to stop.
+    Cancelled,
+}
+
+/// One prompt's continuation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Row {
+    /// New ids, an end-of-text id included.
+    pub ids: Vec<u32>,
+    /// New text up to a stop string; `None` without a tokenizer.
+    pub text: Option<String>,
+    /// Why it ended.
+    pub finish: Finish,
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+}
+
+/// Where the time went.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Timings {
+    /// Reading the prompts, the first token included.
+    pub prefill: Duration,
+    /// All further tokens.
+    pub decode: Duration,
+    /// Tokens of all prompts.
+    pub prompt_tokens: usize,
+    /// New tokens of all rows.
+    pub new_tokens: usize,
+    /// Those of them that came out of `decode`.
+    pub decoded_tokens: usize,
+}
+
+impl Timings {
+    /// Prompt tokens per second.
+    pub fn prefill_rate(&self) -> f64 {
+        self.prompt_tokens as f64 / self.prefill.as_secs_f64().max(1e-9)
+    }
+
+    /// New tokens per second after the first.
+    pub fn decode_rate(&self) -> f64 {
+        self.decoded_tokens as f64 / self.decode.as_secs_f64().max(1e-9)
+    }
+}
+
+/// All continuations, in the order of the prompts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Generated {
+    /// One per prompt.
+    pub rows: Vec<Row>,
+    /// Where the time went.
+    pub timings: Timings,
+    /// Decisions worth printing.
+    pub notes: Vec<String>,
+}
+
+/// A new token, as it comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Piece<'a> {
+    /// Index of the prompt.
+    pub row: usize,
+    /// The token.
+    pub id: u32,
+    /// Text that is certain by now: empty while a character or a possible stop string is incomplete. What is held back
+    /// at the end comes with the last token.
+    pub text: &'a str,
+}
+
+/// Continues every prompt. `on_piece` sees each token as it comes; `Break` ends all rows with what they have.
+pub fn generate<B: KernelBackend>(
+    model: &Decoder<B>,
+    config: &DecoderConfig,
+    tokenizer: Option<&Tokenizer>,
+    prompts: &[Vec<u32>],
+    options: &GenerateOptions,
+    device: &B::Device,
+    on_piece: &mut dyn FnMut(Piece<'_>) -> ControlFlow<()>,
+) -> Result<Generated> {
+    let prompts = check(config, tokenizer, prompts, options)?;
+    let mut run = Run { model, config, tokenizer, options, device, timings: Timings::default(), cancelled: false };
+    let mut rows = Vec::with_capacity(prompts.len());
+    for (batch, group) in prompts.chunks(options.batch.max(1)).enumerate() {
+        rows.extend(run.group(batch * options.batch.max(1), group, on_piece)?);
+    }
+    Ok(Generated { rows, timings: run.timings, notes: length_note(config, &prompts, options) })
+}
+
+/// Ids of a prompt as the tokenizer wants it; an empty text is a bos.
+pub fn prompt_ids(tokenizer: &Tokenizer, config: &DecoderConfig, text: &str) -> Result<Vec<u32>> {
+    let ids = tokenizer.encode(text, true)?;
+    if !ids.is_empty() {
+        return Ok(ids);
+    }
+    let start = tokenizer.bos().or(config.bos).or(tokenizer.eos()).ok_or(InputError::Empty { row: 0 })?;
+    Ok(vec![start])
+}
+
+fn check(config: &DecoderConfig, tokenizer: Option<&Tokenizer>, prompts: &[Vec<u32>], options: &GenerateOptions) -> Result<Vec<Vec<u32>>> {
+    options.sampling.check()?;
+    if tokenizer.is_none() && !options.stop.is_empty() {
+        return Err(InputError::Option("stop strings need a tokenizer, and this model has none: use eos ids".into()).into());
+    }
+    if let Some(seeds) = &options.seeds
+        && seeds.len() != prompts.len()
+    {
+        return Err(InputError::Option(format!("{} seeds for {} prompts: give one each", seeds.len(), prompts.len())).into());
+    }
+    let mut checked = Vec::with_capacity(prompts.len());
+    for (row, ids) in prompts.iter().enumerate() {
+        check_ids(row, ids, config)?;
+        let start = tokenizer.and_then(Tokenizer::bos).or(config.bos);
+        let ids = if ids.is_empty() { vec![start.ok_or(InputError::Empty { row })?] } else { ids.clone() };
+        check_ids(row, &ids, config)?;
+        checked.push(ids);
+    }
+    Ok(checked)
+}
+
+fn length_note(config: &DecoderConfig, prompts: &[Vec<u32>], options: &GenerateOptions) -> Vec<String> {
+    let longest = prompts.iter().map(Vec::len).max().unwrap_or(0) + options.max_new_tokens;
+    match config.max_positions {
+        Some(most) if longest > most => vec![format!("up to {longest} tokens, and the model was made for {most}: text beyond may degrade")],
+        _ => vec![],
+    }
+}
+
+/// What does not change while generating.
+struct Run<'a, B: KernelBackend> {
+    model: &'a Decoder<B>,
+    config: &'a DecoderConfig,
+    tokenizer: Option<&'a Tokenizer>,
+    options: &'a GenerateOptions,
+    device: &'a B::Device,
+    timings: Timings,
+    cancelled: bool,
+}
+
+impl<B: KernelBackend> Run<'_, B> {
+    /// Continues the prompts of one batch; `first` is the index of its first row.
+    fn group(&mut self, first: usize, prompts: &[Vec<u32>], on_piece: &mut dyn FnMut(Piece<'_>) -> ControlFlow<()>) -> Result<Vec<Row>> {
+        let mut states = Vec::with_capacity(prompts.len());
+        for (i, prompt) in prompts.iter().enumerate() {
+            let row = first + i;
+            states.push(RowState::new(row, prompt, self.options.seed_of(row), self.options, self.tokenizer)?);
+        }
+        if self.options.max_new_tokens == 0 || self.cancelled {
+            let finish = if self.cancelled { Finish::Cancelled } else { Finish::Length };
+            return states.into_iter().map(|state| state.into_row(finish.clone())).collect();
+        }
+        let begin = Instant::now();
+        let (mut logits, mut cache) = self.read(prompts)?;
+        self.timings.prompt_tokens += prompts.iter().map(Vec::len).sum::<usize>();
+        let mut active: Vec<usize> = (0..states.len()).collect();
+        let mut clock = begin;
+        for step in 0.. {
+            let count = active.len();
+            let kept = self.choose(&mut states, &active, logits, step, on_piece)?;
+            self.account(step, count, &mut clock);
+            if kept.is_empty() {
+                break;
+            }
+            if kept.len() < count {
+                cache = cache.select_rows(&kept);
+                active = kept.iter().map(|&i| active[i]).collect();
+            }
+            (logits, cache) = self.step(&states, &active, cache)?;
+        }
+        states.into_iter().map(|state| state.into_row(Finish::Length)).collect()
+    }
+
+    /// Reads the prompts: logits after each one's last token, and the cache.
+    fn read(&self, prompts: &[Vec<u32>]) -> Result<(Vec<f32>, Cache<B>)> {
+        let rows: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
+        let mut last: Vec<Option<Tensor<B, 2>>> = vec![None; rows.len()];
+        let cache = prefill(self.model, &rows, self.options.prefill_chunk, self.device, &mut |slice| {
+            let end = slice.start + slice.hidden.dims()[1];
+            for (i, row) in rows.iter().enumerate() {
+                if (slice.start..end).contains(&(row.len() - 1)) {
+                    last[i] = Some(slice.pick(&[(i, row.len() - 1)]));
+                }
+            }
+            Ok(())
+        })?;
+        let hidden = Tensor::cat(last.into_iter().flatten().collect(), 0);
+        // Prompts are never empty, so there was a pass.
+        let cache = cache.ok_or(InputError::Empty { row: 0 })?;
+        Ok((host_logits(self.model, hidden)?, cache))
+    }
+
+    /// Takes each active row's newest token one step on.
+    fn step(&self, states: &[RowState<'_>], active: &[usize], cache: Cache<B>) -> Result<(Vec<f32>, Cache<B>)> {
+        let newest: Vec<[u32; 1]> = active.iter().map(|&i| [states[i].newest()]).collect();
+        let rows: Vec<&[u32]> = newest.iter().map(|id| id.as_slice()).collect();
+        let ids = ids_tensor(&rows, 1, self.device);
+        let (hidden, cache) = self.model.hidden(ids, Some(cache), &Layout::full(active.len(), 1));
+        Ok((host_logits(self.model, hidden.squeeze_dim(1))?, cache))
+    }
+
+    /// Chooses a token for each active row; returns which of them (as places in `active`) go on.
+    fn choose(
+        &mut self,
+        states: &mut [RowState<'_>],
+        active: &[usize],
+        mut logits: Vec<f32>,
+        step: usize,
+        on_piece: &mut dyn FnMut(Piece<'_>) -> ControlFlow<()>,
+    ) -> Result<Vec<usize>> {
+        let vocab = self.config.vocab_size;
+        // Rows of the embedding beyond the tokenizer's ids are padding: never text.
+        let known = self.tokenizer.map_or(vocab, |t| t.vocab_size().min(vocab));
+        let mut kept = Vec::with_capacity(active.len());
+        for (place, (&i, logits)) in active.iter().zip(logits.chunks_mut(vocab)).enumerate() {
+            let state = &mut states[i];
+            let (id, text) = state.choose(&mut logits[..known], step, self.options)?;
+            self.timings.new_tokens += 1;
+            if on_piece(Piece { row: state.row, id, text: &text }).is_break() {
+                self.cancelled = true;
+            }
+            if !state.finished() {
+                kept.push(place);
+            }
+        }
+        if self.cancelled {
+            for state in states.iter_mut().filter(|state| !state.finished()) {
+                state.cancel()?;
+            }
+            kept.clear();
+        }
+        Ok(kept)
+    }
+
+    fn account(&mut self, step: usize, rows: usize, clock: &mut Instant) {
+        let elapsed = clock.elapsed();
+        *clock = Instant::now();
+        if step == 0 {
+            self.timings.prefill += elapsed;
+        } else {
+            self.timings.decode += elapsed;
+            self.timings.decoded_tokens += rows;
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! Turning stored floats into the model's type, on all cores.
+
+use burn::tensor::{DType, Element, TensorData, bf16, f16};
+use rayon::prelude::*;
+
+use super::header::ElementType;
+
+/// Elements per task: large enough that a task outweighs its scheduling.
+const CHUNK: usize = 1 << 16;
+
+/// Little-endian floats of any width as `dtype` (f32, bf16 or f16), rounded to nearest where it is narrower. `None` if
+/// `element` is no float or `dtype` is none of those.
+///
+/// `shape` must have as many elements as `bytes` holds.
+pub fn to_dtype(bytes: &[u8], element: ElementType, shape: &[usize], dtype: DType) -> Option<TensorData> {
+    match dtype {
+        DType::F32 => from_any(bytes, element, shape, |x| x, |x| x as f32),
+        DType::BF16 => from_any(bytes, element, shape, bf16::from_f32, bf16::from_f64),
+        DType::F16 => from_any(bytes, element, shape, f16::from_f32, f16::from_f64),
+        _ => None,
+    }
+}
+
+/// Another float type for a tensor that is here already. Anything but the float types above goes Burn's way.
+pub fn cast(data: TensorData, dtype: DType) -> TensorData {
+    if data.dtype == dtype {
+        return data;
+    }
+    let shape = data.shape.to_vec();
+    let element = ElementType::of(data.dtype).filter(|e| e.is_float());
+    match element.and_then(|element| to_dtype(data.as_bytes(), element, &shape, dtype)) {
+        Some(converted) => converted,
+        None => data.convert_dtype(dtype),
+    }
+}
+
+fn from_any<T: Element>(
+    bytes: &[u8],
+    element: ElementType,
+    shape: &[usize],
+    narrow: impl Fn(f32) -> T + Sync,
+    narrow64: impl Fn(f64) -> T + Sync,
+) -> Option<TensorData> {
+    let values = match element {
+        ElementType::F32 => map(bytes, |b| narrow(f32::from_le_bytes(b))),
+        ElementType::F64 => map(bytes, |b| narrow64(f64::from_le_bytes(b))),
+        ElementType::F16 => map(bytes, |b| narrow(f16::from_le_bytes(b).to_f32())),
+        ElementType::BF16 => map(bytes, |b| narrow(bf16::from_le_bytes(b).to_f32())),
+        _ => return None,
+    };
+    (values.len() == shape.iter().product::<usize>()).then(|| TensorData::new(values, shape.to_vec()))
+}
+
+fn map<const W: usize, T: Element>(bytes: &[u8], convert: impl Fn([u8; W]) -> T + Sync) -> Vec<T> {
+    let mut values = vec![T::default(); bytes.len() / W];
+    values.par_chunks_mut(CHUNK).zip(bytes.par_chunks(CHUNK * W)).for_each(|(out, input)| {
+        for (value, raw) in out.iter_mut().zip(input.as_chunks::<W>().0) {
+            *value = convert(*raw);
+        }
+    });
+    values
+}
