@@ -19,6 +19,8 @@ const BLUE: RGBColor = RGBColor(31, 98, 173);
 const ORANGE: RGBColor = RGBColor(222, 107, 22);
 const GREEN: RGBColor = RGBColor(46, 134, 87);
 const RED: RGBColor = RGBColor(186, 61, 74);
+const PINK: RGBColor = RGBColor(233, 190, 196);
+const LILAC: RGBColor = RGBColor(206, 196, 226);
 const PURPLE: RGBColor = RGBColor(112, 83, 160);
 const GRID: RGBColor = RGBColor(228, 231, 236);
 
@@ -107,7 +109,7 @@ fn svg(curves: &Curves, title: &str) -> Result<Vec<u8>, String> {
     let mut text = String::new();
     {
         let root = SVGBackend::with_string(&mut text, SIZE).into_drawing_area();
-        draw(&root, curves, title).map_err(|error| error.to_string())?;
+        Picture { scale: 1 }.draw(&root, curves, title).map_err(|error| error.to_string())?;
         root.present().map_err(|error| error.to_string())?;
     }
     Ok(text.into_bytes())
@@ -118,8 +120,9 @@ fn png(curves: &Curves, title: &str) -> Result<Vec<u8>, String> {
     // The encoder writes to a path only.
     let file = tempfile::Builder::new().suffix(".png").tempfile().map_err(|error| error.to_string())?;
     {
-        let root = BitMapBackend::new(file.path(), SIZE).into_drawing_area();
-        draw(&root, curves, title).map_err(|error| error.to_string())?;
+        // Lines are drawn without smoothing: twice the size hides it.
+        let root = BitMapBackend::new(file.path(), (2 * SIZE.0, 2 * SIZE.1)).into_drawing_area();
+        Picture { scale: 2 }.draw(&root, curves, title).map_err(|error| error.to_string())?;
         root.present().map_err(|error| error.to_string())?;
     }
     std::fs::read(file.path()).map_err(|error| error.to_string())
@@ -127,107 +130,133 @@ fn png(curves: &Curves, title: &str) -> Result<Vec<u8>, String> {
 
 type Outcome<DB> = Result<(), DrawingAreaErrorKind<<DB as DrawingBackend>::ErrorType>>;
 
-fn draw<DB: DrawingBackend>(root: &DrawingArea<DB, Shift>, curves: &Curves, title: &str) -> Outcome<DB> {
-    root.fill(&WHITE)?;
-    let root = root.margin(14, 14, 14, 22);
-    let (head, body) = root.split_vertically(46);
-    head.draw_text(title, &("sans-serif", 26).into_font().color(&INK), (14, 6))?;
-    let (top, bottom) = body.split_vertically(540);
-    losses(&top, curves)?;
-    let panels = bottom.split_evenly((1, 3));
-    let rest = [
-        ("Learning rate", &curves.lr, GREEN, exponent as fn(&f64) -> String),
-        ("Gradient norm", &curves.grad_norm, RED, short),
-        ("Tokens per second", &curves.speed, PURPLE, short),
-    ];
-    for (panel, (name, points, color, format)) in panels.iter().zip(rest) {
-        single(panel, name, points, color, format)?;
-    }
-    Ok(())
+/// Draws with every length multiplied.
+#[derive(Clone, Copy)]
+struct Picture {
+    scale: u32,
 }
 
-fn losses<DB: DrawingBackend>(area: &DrawingArea<DB, Shift>, curves: &Curves) -> Outcome<DB> {
-    let smooth = smoothed(&curves.loss);
-    // The first steps of a new model tower over everything after; the curve may leave the picture there.
-    let (low, high) = bounds(curves.loss.iter().chain(&curves.valid), 0.995);
-    let mut chart = frame(area, "Loss (nats per token)", range_x(&curves.loss), low..high)?;
-    mesh(&mut chart, Some("Step"), short)?;
-    let line = |points: &Points| LineSeries::new(points.clone(), ShapeStyle::from(&FAINT).stroke_width(1));
-    let last = |points: &Points| points.last().map_or(String::new(), |(_, y)| format!(" {y:.3}"));
-    chart.draw_series(line(&curves.loss))?.label("train").legend(|(x, y)| swatch(x, y, FAINT));
-    let bold = ShapeStyle::from(&BLUE).stroke_width(2);
-    chart
-        .draw_series(LineSeries::new(smooth.clone(), bold))?
-        .label(format!("train, smoothed{}", last(&smooth)))
-        .legend(|(x, y)| swatch(x, y, BLUE));
-    if !curves.valid.is_empty() {
-        chart.draw_series(LineSeries::new(curves.valid.clone(), ShapeStyle::from(&ORANGE).stroke_width(2)))?;
+impl Picture {
+    fn px(self, length: u32) -> u32 {
+        self.scale * length
+    }
+
+    fn font(self, size: u32) -> TextStyle<'static> {
+        ("sans-serif", self.px(size)).into_font().color(&INK)
+    }
+
+    fn stroke(self, color: RGBColor, width: u32) -> ShapeStyle {
+        ShapeStyle::from(&color).stroke_width(self.px(width))
+    }
+
+    fn draw<DB: DrawingBackend>(self, root: &DrawingArea<DB, Shift>, curves: &Curves, title: &str) -> Outcome<DB> {
+        root.fill(&WHITE)?;
+        let (edge, right) = (self.px(14), self.px(22));
+        let root = root.margin(edge, edge, edge, right);
+        let (head, body) = root.split_vertically(self.px(46));
+        head.draw_text(title, &self.font(26), (self.px(14) as i32, self.px(6) as i32))?;
+        let (top, bottom) = body.split_vertically(self.px(540));
+        self.losses(&top, curves)?;
+        let panels = bottom.split_evenly((1, 3));
+        let rest = [
+            ("Learning rate", &curves.lr, (GREEN, GREEN), exponent as fn(&f64) -> String),
+            ("Gradient norm", &curves.grad_norm, (PINK, RED), short),
+            ("Tokens per second", &curves.speed, (LILAC, PURPLE), short),
+        ];
+        for (panel, (name, points, colors, format)) in panels.iter().zip(rest) {
+            self.single(panel, name, points, colors, format)?;
+        }
+        Ok(())
+    }
+
+    fn losses<DB: DrawingBackend>(self, area: &DrawingArea<DB, Shift>, curves: &Curves) -> Outcome<DB> {
+        let smooth = smoothed(&curves.loss);
+        // The first steps of a new model may tower over everything after.
+        let range = bounds(curves.loss.iter().chain(&curves.valid), 0.0, 0.995);
+        let mut chart = self.frame(area, "Loss (nats per token)", range_x(&curves.loss), range)?;
+        self.mesh(&mut chart, true, short)?;
+        let last = |points: &Points| points.last().map_or(String::new(), |(_, y)| format!(" {y:.3}"));
+        let swatch = |color: RGBColor| {
+            move |(x, y)| Rectangle::new([(x, y - self.px(2) as i32), (x + self.px(18) as i32, y + self.px(2) as i32)], color.filled())
+        };
+        chart.draw_series(LineSeries::new(within(&curves.loss, range), self.stroke(FAINT, 1)))?.label("train").legend(swatch(FAINT));
+        let bold = LineSeries::new(within(&smooth, range), self.stroke(BLUE, 2));
+        chart.draw_series(bold)?.label(format!("train, smoothed{}", last(&smooth))).legend(swatch(BLUE));
+        if !curves.valid.is_empty() {
+            let valid = within(&curves.valid, range);
+            chart.draw_series(LineSeries::new(valid.clone(), self.stroke(ORANGE, 2)))?;
+            chart
+                .draw_series(valid.into_iter().map(|point| Circle::new(point, self.px(4), ORANGE.filled())))?
+                .label(format!("validation{}", last(&curves.valid)))
+                .legend(swatch(ORANGE));
+        }
         chart
-            .draw_series(curves.valid.iter().map(|point| Circle::new(*point, 4, ORANGE.filled())))?
-            .label(format!("validation{}", last(&curves.valid)))
-            .legend(|(x, y)| swatch(x, y, ORANGE));
+            .configure_series_labels()
+            .position(SeriesLabelPosition::UpperRight)
+            .margin(self.px(10))
+            .legend_area_size(self.px(28))
+            .background_style(WHITE.mix(0.9))
+            .border_style(GRID)
+            .label_font(self.font(17))
+            .draw()
     }
-    chart
-        .configure_series_labels()
-        .position(SeriesLabelPosition::UpperRight)
-        .margin(14)
-        .background_style(WHITE.mix(0.85))
-        .border_style(GRID)
-        .label_font(("sans-serif", 17).into_font().color(&INK))
-        .draw()
-}
 
-fn swatch<DB: DrawingBackend>(x: i32, y: i32, color: RGBColor) -> DynElement<'static, DB, (i32, i32)> {
-    Rectangle::new([(x, y - 2), (x + 18, y + 2)], color.filled()).into_dyn()
-}
+    /// One curve, faint as it is and bold as it runs on average.
+    fn single<DB: DrawingBackend>(
+        self,
+        area: &DrawingArea<DB, Shift>,
+        name: &str,
+        points: &Points,
+        (faint, bold): (RGBColor, RGBColor),
+        format: fn(&f64) -> String,
+    ) -> Outcome<DB> {
+        let range = bounds(points.iter(), 0.005, 0.995);
+        let mut chart = self.frame(area, name, range_x(points), range)?;
+        self.mesh(&mut chart, false, format)?;
+        if faint != bold {
+            chart.draw_series(LineSeries::new(within(points, range), self.stroke(faint, 1)))?;
+        }
+        let line = if faint == bold { points.clone() } else { smoothed(points) };
+        chart.draw_series(LineSeries::new(within(&line, range), self.stroke(bold, 2)))?;
+        Ok(())
+    }
 
-fn single<DB: DrawingBackend>(
-    area: &DrawingArea<DB, Shift>,
-    name: &str,
-    points: &Points,
-    color: RGBColor,
-    format: fn(&f64) -> String,
-) -> Outcome<DB> {
-    let (low, high) = bounds(points.iter(), 0.99);
-    let mut chart = frame(area, name, range_x(points), low.min(0.0).max(low - 1.0)..high)?;
-    mesh(&mut chart, None, format)?;
-    chart.draw_series(LineSeries::new(points.clone(), ShapeStyle::from(&color).stroke_width(2)))?;
-    Ok(())
+    fn frame<'a, DB: DrawingBackend>(
+        self,
+        area: &'a DrawingArea<DB, Shift>,
+        name: &str,
+        x: std::ops::Range<f64>,
+        (low, high): (f64, f64),
+    ) -> Result<ChartContext<'a, DB, Axes>, DrawingAreaErrorKind<DB::ErrorType>> {
+        ChartBuilder::on(area)
+            .caption(name, self.font(20))
+            .margin(self.px(12))
+            .x_label_area_size(self.px(44))
+            .y_label_area_size(self.px(66))
+            .build_cartesian_2d(x, low..high)
+    }
+
+    fn mesh<DB: DrawingBackend>(self, chart: &mut ChartContext<'_, DB, Axes>, wide: bool, format: fn(&f64) -> String) -> Outcome<DB> {
+        let step = |value: &f64| if value.fract() == 0.0 { short(value) } else { String::new() };
+        let light = self.stroke(GRID, 1);
+        chart
+            .configure_mesh()
+            .bold_line_style(light)
+            .light_line_style(TRANSPARENT)
+            .axis_style(ShapeStyle::from(&INK.mix(0.5)).stroke_width(self.px(1)))
+            .set_all_tick_mark_size(self.px(4))
+            .x_labels(if wide { 10 } else { 4 })
+            .y_labels(if wide { 8 } else { 5 })
+            .x_desc("Step")
+            .x_label_formatter(&step)
+            .y_label_formatter(&format)
+            .label_style(self.font(15))
+            .axis_desc_style(self.font(16))
+            .draw()
+    }
 }
 
 type Axes = Cartesian2d<plotters::coord::types::RangedCoordf64, plotters::coord::types::RangedCoordf64>;
-
-fn frame<'a, DB: DrawingBackend>(
-    area: &'a DrawingArea<DB, Shift>,
-    name: &str,
-    x: std::ops::Range<f64>,
-    y: std::ops::Range<f64>,
-) -> Result<ChartContext<'a, DB, Axes>, DrawingAreaErrorKind<DB::ErrorType>> {
-    ChartBuilder::on(area)
-        .caption(name, ("sans-serif", 20).into_font().color(&INK))
-        .margin(12)
-        .x_label_area_size(44)
-        .y_label_area_size(66)
-        .build_cartesian_2d(x, y)
-}
-
-fn mesh<DB: DrawingBackend>(chart: &mut ChartContext<'_, DB, Axes>, x: Option<&str>, format: fn(&f64) -> String) -> Outcome<DB> {
-    let wide = x.is_some();
-    let step = |value: &f64| if value.fract() == 0.0 { short(value) } else { String::new() };
-    chart
-        .configure_mesh()
-        .bold_line_style(GRID)
-        .light_line_style(TRANSPARENT)
-        .axis_style(INK.mix(0.5))
-        .x_labels(if wide { 10 } else { 4 })
-        .y_labels(if wide { 8 } else { 5 })
-        .x_desc(x.unwrap_or("Step"))
-        .x_label_formatter(&step)
-        .y_label_formatter(&format)
-        .label_style(("sans-serif", 15).into_font().color(&INK))
-        .axis_desc_style(("sans-serif", 16).into_font().color(&INK))
-        .draw()
-}
 
 fn range_x(points: &Points) -> std::ops::Range<f64> {
     let first = points.first().map_or(0.0, |(x, _)| *x);
@@ -235,27 +264,36 @@ fn range_x(points: &Points) -> std::ops::Range<f64> {
     if last > first { first..last } else { first - 0.5..first + 0.5 }
 }
 
-/// Bounds of most of the values, with some air.
-fn bounds<'a>(points: impl Iterator<Item = &'a (f64, f64)>, share: f64) -> (f64, f64) {
+/// Bounds of the values between two quantiles, with some air.
+fn bounds<'a>(points: impl Iterator<Item = &'a (f64, f64)>, from: f64, to: f64) -> (f64, f64) {
     let mut values: Vec<f64> = points.map(|(_, y)| *y).filter(|y| y.is_finite()).collect();
     values.sort_by(f64::total_cmp);
-    let (Some(low), Some(high)) = (values.first(), values.get(((values.len().max(1) - 1) as f64 * share).round() as usize)) else {
-        return (0.0, 1.0);
-    };
+    let at = |share: f64| values.get((values.len().saturating_sub(1) as f64 * share).round() as usize).copied();
+    let (Some(low), Some(high)) = (at(from), at(to)) else { return (0.0, 1.0) };
     let air = if high > low { 0.06 * (high - low) } else { 0.5 * high.abs().max(1e-9) };
     (low - air, high + air)
 }
 
-/// Exponential moving average without the bias of its start, about a fiftieth of the run wide.
+/// The points, held inside the frame: the charts do not clip.
+fn within(points: &Points, (low, high): (f64, f64)) -> Points {
+    points.iter().filter(|(_, y)| y.is_finite()).map(|(x, y)| (*x, y.clamp(low, high))).collect()
+}
+
+/// Average over a window around each point, about a twenty-fifth of the run wide; narrower at both ends, so that it stays centred.
 fn smoothed(points: &Points) -> Points {
-    let keep = 1.0 - (50.0 / points.len().max(1) as f64).clamp(0.02, 0.5);
-    let (mut sum, mut weight) = (0.0, 0.0);
-    let next = |(x, y): &(f64, f64)| {
-        sum = keep * sum + y;
-        weight = keep * weight + 1.0;
-        (*x, sum / weight)
+    let half = points.len() / 50 + 1;
+    let sums: Vec<f64> = std::iter::once(0.0)
+        .chain(points.iter().scan(0.0, |sum, (_, y)| {
+            *sum += y;
+            Some(*sum)
+        }))
+        .collect();
+    let mean = |(at, (x, _)): (usize, &(f64, f64))| {
+        let half = half.min(at).min(points.len() - 1 - at);
+        let (from, to) = (at - half, at + half + 1);
+        (*x, (sums[to] - sums[from]) / (to - from) as f64)
     };
-    points.iter().map(next).collect()
+    points.iter().enumerate().map(mean).collect()
 }
 
 /// `1500` as `1.5k`, `0.25` as it is.

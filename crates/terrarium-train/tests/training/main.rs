@@ -1,0 +1,7 @@
+//! Whole runs on small models: gradients, resuming, adapters, failures.
+
+mod common;
+mod failures;
+mod gradients;
+mod lora;
+mod resume;
