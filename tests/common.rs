@@ -13,10 +13,12 @@ use terrarium::models::{Decoder, DecoderConfig};
 
 /// The backend under test.
 pub type B = CpuBackend;
+/// Its device.
+pub type Device = <B as terrarium::burn::tensor::backend::BackendTypes>::Device;
 /// The same with gradients.
 pub type A = Autodiff<CpuBackend>;
 
-pub fn device() -> <B as Backend>::Device {
+pub fn device() -> Device {
     Default::default()
 }
 
