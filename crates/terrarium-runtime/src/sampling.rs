@@ -200,7 +200,7 @@ mod tests {
         let found = top_p(0.6);
         assert!(found[0] == 0.0 && found[2] == 0.0, "{found:?}");
         assert!((found[1] - 2.0 / 3.0).abs() < 0.02, "{found:?}");
-        assert_eq!(top_p(0.01)[1], 1.0, "at least one token is kept");
+        assert!(top_p(0.01)[1] > 0.999_999, "at least one token is kept");
     }
 
     #[test]

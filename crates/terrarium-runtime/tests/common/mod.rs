@@ -31,7 +31,7 @@ pub const LLAMA: &str = r#"{"model_type": "llama", "vocab_size": 61, "hidden_siz
     "num_key_value_heads": 2, "intermediate_size": 24, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": true,
     "bos_token_id": 1, "eos_token_id": 2, "torch_dtype": "float32"}"#;
 
-pub fn device() -> <B as burn::tensor::backend::Backend>::Device {
+pub fn device() -> burn::tensor::Device<B> {
     Default::default()
 }
 
