@@ -109,7 +109,7 @@ impl Failure {
         {
             return ExitCode::SUCCESS;
         }
-        let mut text = format!("error: {self}\n");
+        let mut text = if matches!(self, Self::Interrupted) { format!("{self}\n") } else { format!("error: {self}\n") };
         if let Some(hint) = self.hint() {
             text.push_str(&format!("hint: {hint}\n"));
         }

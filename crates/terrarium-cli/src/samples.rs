@@ -15,7 +15,7 @@ use crate::failure::Failure;
 use crate::{model, output};
 
 /// Longest continuation, in tokens.
-const LENGTH: usize = 48;
+const LENGTH: usize = 96;
 
 /// Something to continue.
 #[derive(Debug, Clone)]

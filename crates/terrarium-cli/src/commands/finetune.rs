@@ -78,7 +78,9 @@ pub fn run(arguments: &Arguments, console: &Console) -> Result<(), Failure> {
     let out_dir = arguments.out_dir.clone().unwrap_or_else(|| default_dir(arguments.launch.resume.is_some()));
     let prompts = if arguments.launch.dry_run { Vec::new() } else { job.prompts(arguments.samples) };
     let before = samples::Sampling { title: "before", prompts: &prompts, launch: &arguments.launch, console };
-    if let Some(base) = job.config.base.as_ref().filter(|_| !prompts.is_empty()) {
+    // A run that goes on has shown them already.
+    let first = !prompts.is_empty() && arguments.launch.resume.is_none();
+    if let Some(base) = job.config.base.as_ref().filter(|_| first) {
         before.print(&base.model)?;
     }
     let Some(report) = launch(job.config, out_dir, &arguments.launch, console)? else { return Ok(()) };

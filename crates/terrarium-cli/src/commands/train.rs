@@ -1,5 +1,6 @@
 //! `terrarium train`, and what it shares with `finetune`.
 
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -121,9 +122,20 @@ pub fn launch(config: RunConfig, out_dir: PathBuf, arguments: &LaunchArgs, conso
         return Ok(None);
     }
     options.stop = interrupt::graceful()?;
-    let report = train::run(options, vec![])?;
+    let level = log::max_level();
+    if options.display == Display::Auto && std::io::stdout().is_terminal() {
+        // The dashboard has the screen to itself.
+        log::set_max_level(log::LevelFilter::Off);
+    }
+    let report = train::run(options, vec![]);
+    log::set_max_level(level);
+    let report = report?;
     if report.outcome == Outcome::Interrupted {
-        console.note(format_args!("stopped after step {}; go on with --out-dir {} --resume", report.step, quoted(&report.run_dir)));
+        console.note(format_args!(
+            "stopped after step {}; the same command with --out-dir {} --resume goes on",
+            report.step,
+            quoted(&report.run_dir)
+        ));
         return Err(Failure::Interrupted);
     }
     Ok(Some(report))

@@ -1,12 +1,12 @@
 //! generate, score, inspect, bench on models that are well and models that are not.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::process::Stdio;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::common::{Ran, copy_of, run, shared_data, terrarium, text, tiny_model};
+use crate::common::{Ran, copy_of, run, shared_data, signal, terrarium, text, tiny_model};
 
 fn score(model: &str, lines: &str, more: &[&str]) -> Ran {
     let arguments = [&["score", "--model", model, "--input", "-"], more].concat();
@@ -35,6 +35,16 @@ fn generate_json_has_ids_and_text() {
     // Every kernel choice that exists gives the same ids.
     let slow = run(&[&base[..], &["--prompt", "The fox", "--json", "--kernel", "reference"]].concat()).ok().json().remove(0);
     assert_eq!(slow, answer);
+}
+
+#[test]
+fn an_interrupted_answer_exits_with_130() {
+    let arguments = ["generate", "--model", text(tiny_model()), "--prompt", "The fox", "-n", "1000000", "--ignore-eos"];
+    let mut child = terrarium(&arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut first = [0; 1];
+    child.stdout.as_mut().unwrap().read_exact(&mut first).unwrap();
+    signal(&child, "INT");
+    Ran::from(child.wait_with_output().unwrap()).fails(130, &["interrupted"]);
 }
 
 #[test]

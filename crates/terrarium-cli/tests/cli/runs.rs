@@ -83,9 +83,10 @@ fn configurations_and_data_that_are_wrong_are_named() {
     train(&dir.path().join("absent.toml"), &out, &[]).fails(2, &["absent.toml"]);
     train(&config, &out, &["--set", "data.train=/nowhere.txt"]).fails(1, &["/nowhere.txt"]);
     train(&config, &out, &["--set", "train.sequence_length=100000"]).fails(1, &["100000", "sequence_length"]);
-    let plan = train(&config, &out, &["--dry-run"]).ok();
+    let planned = dir.path().join("planned");
+    let plan = train(&config, &planned, &["--dry-run"]).ok();
     assert!(plan.out.contains("parameters"), "{plan:#?}");
-    assert!(!out.exists(), "nothing was started, nothing was made");
+    assert!(!planned.exists(), "nothing was started, nothing was made");
 }
 
 #[test]
