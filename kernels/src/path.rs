@@ -82,15 +82,13 @@ pub fn fused<B: KernelBackend>(op: Op, dtype: DType) -> Option<&'static str> {
     if choice() == KernelChoice::Reference { None } else { B::fused(op, dtype) }
 }
 
-/// [`fused`] as a yes or no; says once per operation in the log which path it is.
-pub(crate) fn chosen<B: KernelBackend>(op: Op, dtype: DType) -> bool {
+/// Says in the log which path an operation takes, the first time it runs.
+pub(crate) fn announce<B: KernelBackend>(op: Op, dtype: DType) {
     static SAID: AtomicU8 = AtomicU8::new(0);
-    let fast = fused::<B>(op, dtype);
     let bit = 1u8 << op as u8;
     if SAID.load(Ordering::Relaxed) & bit == 0 && SAID.fetch_or(bit, Ordering::Relaxed) & bit == 0 {
-        log::info!("{}: {}", op.name(), fast.unwrap_or("reference"));
+        log::info!("{} in {dtype:?}: {}", op.name(), fused::<B>(op, dtype).unwrap_or("reference"));
     }
-    fast.is_some()
 }
 
 /// What each operation runs on backend `B` for tensors of `dtype`.

@@ -12,7 +12,8 @@ use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Bool, Int, Tensor, TensorData};
 
 use crate::error::expect_shape;
-use crate::{ArgumentError, KernelBackend};
+use crate::path::announce;
+use crate::{ArgumentError, KernelBackend, Op};
 
 /// Which slots each query may see. Made once per forward pass and shared by all layers.
 #[derive(Debug, Clone)]
@@ -137,5 +138,6 @@ pub fn attention<B: KernelBackend>(args: AttentionArgs<B>) -> Tensor<B, 4> {
     if let Err(error) = args.check() {
         panic!("{error}");
     }
+    announce::<B>(Op::Attention, args.q.dtype());
     <B as KernelBackend>::attention(args)
 }

@@ -1,6 +1,6 @@
 //! The extension trait over Burn's `Backend`, its implementations, and the choice of a device at run time.
 //!
-//! This is the one module with `cfg(feature)`: each backend is a cargo feature, each device a [`DeviceSpec`].
+//! This is where features are chosen: each backend is a cargo feature, each device a [`DeviceSpec`].
 
 mod device;
 

@@ -180,18 +180,14 @@ struct Channels {
 }
 
 impl Channels {
-    /// Gradient of the input at a position that [`ConvInput::source`] finds; `None` where there is no such input.
-    fn target<'a>(&self, input: &ConvInput, position: isize, out: &'a Outputs) -> Option<&'a mut [f32]> {
+    /// Where the gradient of the input that [`ConvInput::source`] finds at a position goes; `None` without such input.
+    fn target<'a>(&self, input: &ConvInput, position: isize, out: &'a Outputs) -> Option<(&'a Shared<'a>, usize)> {
         let [_, l, e, k] = input.dims;
-        // SAFETY: rows and channels of a task are its own, and a part is dropped before the next is taken.
-        unsafe {
-            match usize::try_from(position) {
-                Ok(position) => Some(out.dx.part((self.row * l + position) * e + self.from, self.count)),
-                Err(_) if input.state.is_some() => {
-                    let slot = position.wrapping_add_unsigned(k - 1) as usize;
-                    Some(out.dpast.part((self.row * (k - 1) + slot) * e + self.from, self.count))
-                }
-                Err(_) => None,
+        match usize::try_from(position) {
+            Ok(position) => Some((&out.dx, (self.row * l + position) * e + self.from)),
+            Err(_) => {
+                let slot = position.wrapping_add_unsigned(k - 1) as usize;
+                input.state.map(|_| (&out.dpast, (self.row * (k - 1) + slot) * e + self.from))
             }
         }
     }
@@ -230,7 +226,9 @@ impl Channels {
                 // SAFETY: rows and channels of a task are its own.
                 let dw = unsafe { out.parts.part((row * (k + 1) + j) * e + from, count) };
                 dw.iter_mut().zip(source).zip(&*slopes).for_each(|((sum, u), slope)| *sum += u * slope);
-                if let Some(target) = self.target(input, position, out) {
+                if let Some((grads, at)) = self.target(input, position, out) {
+                    // SAFETY: as above.
+                    let target = unsafe { grads.part(at, count) };
                     target.iter_mut().zip(tap).zip(&*slopes).for_each(|((sum, w), slope)| *sum += w * slope);
                 }
             }
@@ -248,7 +246,9 @@ impl Channels {
             if input.source(self.row, position, input.last(self.row)).is_none() {
                 continue;
             }
-            if let Some(target) = self.target(input, position, out) {
+            if let Some((grads, at)) = self.target(input, position, out) {
+                // SAFETY: rows and channels of a task are its own.
+                let target = unsafe { grads.part(at, self.count) };
                 let dstate = &dstate[(self.row * (k - 1) + j) * e + self.from..][..self.count];
                 target.iter_mut().zip(dstate).for_each(|(sum, d)| *sum += d);
             }

@@ -11,7 +11,8 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
 use crate::error::expect_shape;
-use crate::{ArgumentError, KernelBackend, Segments};
+use crate::path::announce;
+use crate::{ArgumentError, KernelBackend, Op, Segments};
 
 /// Arguments of [`causal_conv1d`].
 #[derive(Debug, Clone)]
@@ -83,5 +84,6 @@ pub fn causal_conv1d<B: KernelBackend>(args: ConvArgs<B>) -> ConvOut<B> {
     if let Err(error) = args.check() {
         panic!("{error}");
     }
+    announce::<B>(Op::CausalConv1d, args.x.dtype());
     B::causal_conv1d(args)
 }

@@ -8,7 +8,7 @@ use super::host::HostBackend;
 use super::{Documents, NAME};
 use crate::attention::{self, AttentionArgs, AttentionGrads};
 use crate::causal_conv1d::{self, ConvArgs, ConvGrads, ConvOut};
-use crate::path::{chosen, fused};
+use crate::path::fused;
 use crate::rms_norm_gated::{self, NormArgs, NormGrads};
 use crate::ssd::{self, SsdArgs, SsdGrads, SsdOut};
 use crate::{KernelBackend, Op, Segments, linear};
@@ -26,7 +26,7 @@ impl<B: HostBackend> KernelBackend for B {
 
     fn causal_conv1d(args: ConvArgs<B>) -> ConvOut<B> {
         let dtype = args.x.dtype();
-        if !chosen::<B>(Op::CausalConv1d, dtype) {
+        if fused::<B>(Op::CausalConv1d, dtype).is_none() {
             return causal_conv1d::reference::causal_conv1d(args);
         }
         let input = ConvValues::read(args);
@@ -50,14 +50,21 @@ impl<B: HostBackend> KernelBackend for B {
         })
     }
 
-    fn ssd(args: SsdArgs<B>) -> SsdOut<B> {
+    fn ssd(mut args: SsdArgs<B>) -> SsdOut<B> {
         let dtype = args.x.dtype();
-        if !chosen::<B>(Op::Ssd, dtype) {
+        if fused::<B>(Op::Ssd, dtype).is_none() {
             return ssd::reference::ssd(args);
         }
+        let few = args.x.dims()[1] <= ssd::cpu::FEW;
+        let past = if few { args.state.take() } else { None };
         let input = SsdValues::read(args);
         let ssd::SsdDims { b, l, h, p, n, .. } = input.dims;
-        let (y, state) = ssd::cpu::forward(&input.borrow());
+        let (y, state) = if few {
+            let mut state = past.map_or_else(|| vec![0.0; b * h * p * n], B::take);
+            (ssd::cpu::steps(&input.borrow(), &mut state), state)
+        } else {
+            ssd::cpu::forward(&input.borrow())
+        };
         SsdOut { y: B::write(y, [b, l, h, p], dtype), state: B::write(state, [b, h, p, n], DType::F32) }
     }
 
@@ -82,7 +89,7 @@ impl<B: HostBackend> KernelBackend for B {
 
     fn rms_norm_gated(args: NormArgs<B>) -> Tensor<B, 3> {
         let (dtype, shape) = (args.y.dtype(), args.y.dims());
-        if !chosen::<B>(Op::RmsNormGated, dtype) {
+        if fused::<B>(Op::RmsNormGated, dtype).is_none() {
             return rms_norm_gated::reference::rms_norm_gated(args);
         }
         let [y, z] = [args.y, args.z].map(B::read);
@@ -107,7 +114,7 @@ impl<B: HostBackend> KernelBackend for B {
 
     fn attention(args: AttentionArgs<B>) -> Tensor<B, 4> {
         let dtype = args.q.dtype();
-        if !chosen::<B>(Op::Attention, dtype) {
+        if fused::<B>(Op::Attention, dtype).is_none() {
             return attention::reference::attention(args);
         }
         let shape = args.q.dims();
@@ -132,7 +139,7 @@ impl<B: HostBackend> KernelBackend for B {
         let ([rows, inputs], [outputs, _]) = (x.dims(), weight.dims());
         let dtype = x.dtype();
         // Many rows reuse the weight: there Burn's matrix product is the better tool.
-        if rows == 0 || rows > linear::cpu::MOST_ROWS || !chosen::<B>(Op::Linear, dtype) {
+        if rows == 0 || rows > linear::cpu::MOST_ROWS || fused::<B>(Op::Linear, dtype).is_none() {
             return linear::reference::linear(x, weight);
         }
         match B::borrow(&weight) {

@@ -3,7 +3,7 @@
 use std::ops::Deref;
 
 use burn::tensor::backend::Backend;
-use burn::tensor::{DType, Shape, Tensor, TensorData, TensorPrimitive};
+use burn::tensor::{DType, Tensor, TensorPrimitive};
 
 /// A backend whose tensors can be read in place.
 pub(crate) trait HostBackend: Backend {
@@ -26,6 +26,11 @@ pub(crate) trait HostBackend: Backend {
         (Self::read(tensor), [g * rows * columns, rows * columns])
     }
 
+    /// The values of a tensor to write over; where that can be arranged, no copy if nobody else holds the tensor.
+    fn take<const D: usize>(tensor: Tensor<Self, D>) -> Vec<f32> {
+        Self::read(tensor).to_vec()
+    }
+
     /// A tensor of `dtype`.
     fn write<const D: usize>(values: Vec<f32>, shape: [usize; D], dtype: DType) -> Tensor<Self, D>;
 }
@@ -35,7 +40,7 @@ mod flex {
     use std::ops::Range;
 
     use burn::backend::Flex;
-    use burn::tensor::{bf16, f16};
+    use burn::tensor::{Shape, TensorData, bf16, f16};
     use burn_flex::FlexTensor;
 
     use super::*;
@@ -101,6 +106,14 @@ mod flex {
 
         fn borrow<const D: usize>(tensor: &Tensor<Self, D>) -> Option<Values> {
             Values::new(tensor.clone().into_primitive().tensor())
+        }
+
+        fn take<const D: usize>(tensor: Tensor<Self, D>) -> Vec<f32> {
+            let tensor = tensor.into_primitive().tensor();
+            if tensor.is_unique() && tensor.dtype() == DType::F32 {
+                return tensor.into_data().into_vec().expect("float32");
+            }
+            Self::read(Tensor::<Self, D>::from_primitive(TensorPrimitive::Float(tensor))).to_vec()
         }
 
         fn read_matrices(tensor: Tensor<Self, 4>) -> (Values, [usize; 2]) {

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 ///
 /// What a task computes must not depend on which thread runs it.
 pub(crate) fn for_each<T>(tasks: usize, work: usize, scratch: impl Fn() -> T + Sync + Send, f: impl Fn(&mut T, usize) + Sync + Send) {
-    const WORTHWHILE: usize = 1 << 17;
+    const WORTHWHILE: usize = 1 << 18;
     if tasks < 2 || work < WORTHWHILE || rayon::current_num_threads() == 1 {
         let mut scratch = scratch();
         (0..tasks).for_each(|task| f(&mut scratch, task));

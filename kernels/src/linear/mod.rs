@@ -8,7 +8,8 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
 use crate::error::expect_shape;
-use crate::{ArgumentError, KernelBackend};
+use crate::path::announce;
+use crate::{ArgumentError, KernelBackend, Op};
 
 /// Checks that `x [rows, in]` and `weight [out, in]` fit, dtypes included: Burn's GPU products read mixed dtypes as
 /// garbage without an error.
@@ -43,6 +44,7 @@ pub fn linear<B: KernelBackend, const D: usize>(x: Tensor<B, D>, weight: Tensor<
     }
     let [out, _] = weight.dims();
     shape[D - 1] = out;
+    announce::<B>(Op::Linear, x.dtype());
     let mut y = <B as KernelBackend>::linear(x, weight);
     if let Some(bias) = bias {
         y = y + bias.reshape([1, out]);

@@ -11,7 +11,8 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
 use crate::error::expect_shape;
-use crate::{ArgumentError, KernelBackend};
+use crate::path::announce;
+use crate::{ArgumentError, KernelBackend, Op};
 
 /// Arguments of [`rms_norm_gated`].
 #[derive(Debug, Clone)]
@@ -64,5 +65,6 @@ pub fn rms_norm_gated<B: KernelBackend>(args: NormArgs<B>) -> Tensor<B, 3> {
     if let Err(error) = args.check() {
         panic!("{error}");
     }
+    announce::<B>(Op::RmsNormGated, args.y.dtype());
     B::rms_norm_gated(args)
 }

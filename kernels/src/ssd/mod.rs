@@ -18,7 +18,8 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
 use crate::error::expect_shape;
-use crate::{ArgumentError, KernelBackend, Segments};
+use crate::path::announce;
+use crate::{ArgumentError, KernelBackend, Op, Segments};
 
 /// What is done to `dt` before use, and the chunk length.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -148,5 +149,6 @@ pub fn ssd<B: KernelBackend>(args: SsdArgs<B>) -> SsdOut<B> {
     if let Err(error) = args.check() {
         panic!("{error}");
     }
+    announce::<B>(Op::Ssd, args.x.dtype());
     B::ssd(args)
 }

@@ -9,7 +9,8 @@ use crate::cpu::product::{ALIGN, Left, Product, Start};
 use crate::cpu::threads::{Shared, for_each};
 use crate::ssd::SsdDims;
 
-pub(super) fn forward(input: &SsdInput) -> (Vec<f32>, Vec<f32>) {
+/// `y [b, l, h, p]` and the final state `[b, h, p, n]`.
+pub(crate) fn forward(input: &SsdInput) -> (Vec<f32>, Vec<f32>) {
     let SsdDims { b, l, h, p, n, .. } = input.dims;
     let (mut y, mut state) = (vec![0.0; b * l * h * p], vec![0.0; b * h * p * n]);
     let tasks = Tasks::new(input.dims);

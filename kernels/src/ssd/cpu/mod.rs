@@ -14,6 +14,8 @@ use crate::cpu::Documents;
 use crate::cpu::math::softplus;
 
 pub(crate) use backward::backward;
+pub(crate) use forward::forward;
+pub(crate) use steps::steps;
 
 /// Arguments as slices; shapes as in [`super::SsdArgs`].
 pub(crate) struct SsdInput<'a> {
@@ -31,12 +33,7 @@ pub(crate) struct SsdInput<'a> {
 }
 
 /// Up to this many tokens the recurrence is quicker than chunks.
-const FEW: usize = 4;
-
-/// `y [b, l, h, p]` and the final state `[b, h, p, n]`.
-pub(crate) fn forward(input: &SsdInput) -> (Vec<f32>, Vec<f32>) {
-    if input.dims.l <= FEW { steps::forward(input) } else { forward::forward(input) }
-}
+pub(crate) const FEW: usize = 4;
 
 impl SsdInput<'_> {
     /// `dt` after the bias.

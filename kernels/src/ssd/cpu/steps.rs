@@ -6,11 +6,11 @@ use super::SsdInput;
 use crate::cpu::threads::{Shared, for_each};
 use crate::ssd::SsdDims;
 
-pub(super) fn forward(input: &SsdInput) -> (Vec<f32>, Vec<f32>) {
+/// Writes the final state `[b, h, p, n]` over the incoming one; returns `y [b, l, h, p]`.
+pub(crate) fn steps(input: &SsdInput, states: &mut [f32]) -> Vec<f32> {
     let SsdDims { b, l, h, p, g, n } = input.dims;
     let mut y = vec![0.0; b * l * h * p];
-    let mut states = input.state.map_or_else(|| vec![0.0; b * h * p * n], <[f32]>::to_vec);
-    let (out, shared) = (Shared::new(&mut y), Shared::new(&mut states));
+    let (out, shared) = (Shared::new(&mut y), Shared::new(states));
     let arch = Arch::new();
     for_each(
         b * h,
@@ -38,7 +38,7 @@ pub(super) fn forward(input: &SsdInput) -> (Vec<f32>, Vec<f32>) {
             }
         },
     );
-    (y, states)
+    y
 }
 
 /// One token of one head.
