@@ -126,7 +126,7 @@ fn check_finite(logits: &[f32], step: usize) -> Result<(), SamplingError> {
     let bad = |x: &f32| x.is_nan() || *x == f32::INFINITY;
     let (count, total) = (logits.iter().filter(|x| bad(x)).count(), logits.len());
     if count > 0 {
-        let id = logits.iter().position(|x| bad(x)).unwrap_or(0);
+        let id = logits.iter().position(bad).unwrap_or(0);
         return Err(SamplingError::NotFinite { step, count, total, id });
     }
     if logits.iter().all(|x| *x == f32::NEG_INFINITY) {

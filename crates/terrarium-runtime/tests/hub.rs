@@ -239,6 +239,20 @@ fn hostile_answers_cannot_leave_the_cache() {
 }
 
 #[test]
+fn weak_tags_of_a_proxy_are_taken() {
+    let (server, cache) = (HubServer::start(), tempfile::tempdir().expect("temp"));
+    // One tag for all files would make them one blob: leave one.
+    server.hide("tokenizer.json");
+    server.hide("config.json");
+    server.add("config.json", &server.content("model.safetensors"));
+    server.fault(Fault::Etag("W/abc".into()));
+    let options = options(&server, cache.path());
+    for model in [NAME, "org/stories@v1"] {
+        assert_same_files(&server, &get(model, &options).expect("downloads, then links").dir);
+    }
+}
+
+#[test]
 fn shards_are_fetched_by_the_index() {
     let (server, cache) = (HubServer::start(), tempfile::tempdir().expect("temp"));
     server.hide("model.safetensors");

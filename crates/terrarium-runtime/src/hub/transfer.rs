@@ -145,7 +145,9 @@ impl<'a> Transfer<'a> {
         let repo = self.at(&listing.commit);
         let meta = self.api.metadata(&repo.url(file)).map_err(|e| self.file_failure(file, e))?;
         let (etag, size) = (meta.etag(), meta.size() as u64);
-        let etag_is_plain = !etag.is_empty() && etag.chars().all(|c| c.is_ascii_alphanumeric() || "-_".contains(c));
+        // A proxy that compresses marks its tags as weak, and hf-hub keeps the mark as a folder.
+        let tag = etag.strip_prefix("W/").unwrap_or(etag);
+        let etag_is_plain = !tag.is_empty() && tag.chars().all(|c| c.is_ascii_alphanumeric() || "-_".contains(c));
         if !etag_is_plain {
             return Err(Failure::Final(self.protocol(format!("the ETag `{etag}` for {file}, which cannot name a blob"))));
         }
@@ -244,8 +246,8 @@ impl<'a> Transfer<'a> {
         // A link whose blob had gone is there and leads nowhere; a good one may have come from another process.
         let _ = std::fs::remove_file(&pointer);
         let up = "../".repeat(2 + file.matches('/').count());
-        let name = blob.file_name().unwrap_or_default();
-        symlink(&PathBuf::from(up).join("blobs").join(name), blob, &pointer).map_err(Error::io("link", &pointer))
+        let inside = blob.strip_prefix(self.repo.folder(&self.options.cache)).unwrap_or(blob);
+        symlink(&PathBuf::from(up).join(inside), blob, &pointer).map_err(Error::io("link", &pointer))
     }
 
     /// Lets the cache's branch or tag point to the commit whose files are now there.
