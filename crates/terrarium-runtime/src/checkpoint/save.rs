@@ -109,7 +109,10 @@ fn keyed_tensors<B: KernelBackend>(model: &Decoder<B>, config: &DecoderConfig, d
             ))
             .into());
         };
-        let data = dtype.map_or_else(|| data.clone(), |dtype| cast(data.clone(), dtype));
+        let data = match dtype {
+            Some(dtype) => cast(data, dtype),
+            None => data,
+        };
         tensors.push((entry.key, TensorData { shape: entry.shape.into(), ..data }));
     }
     match by_path.keys().min() {

@@ -1,7 +1,7 @@
 //! From `DIR` or `org/name[@revision]` to a local directory of model files.
 //!
 //! Files live in the cache that Python's `huggingface_hub` uses, in its layout: a model fetched by either is there for
-//! both. Transfers go through the `hf-hub` crate; [`transfer`] says which of its habits are corrected.
+//! both. Transfers go through the `hf-hub` crate; `transfer.rs` says which of its habits are corrected.
 
 mod cache;
 mod options;
