@@ -10,7 +10,7 @@ cache, logits of the last), `train256`/`train512` (forward, loss, backward, Adam
 
 The peer runs eager and under torch.compile (each in its own process; a compile that exceeds --compile-limit seconds is given up), and the
 faster of the two stands for it in each part: SDPA attention, fused AdamW, static key/value cache where that compiles, inference mode.
-Every round then runs each part of the peer and of ours in turn, each after one unmeasured pass, on the same CPUs. A ratio is peer
+Every round then runs all parts of the peer, then all of ours, each after one unmeasured pass, on the same CPUs. A ratio is peer
 time / our time within one round (above 1: terrarium is faster), so that other load on the machine touches both.
 
 Needs torch, transformers. Ours must print, for `terrarium bench --model DIR --prompt-tokens 32 --new-tokens 64 --prefill 512
@@ -99,11 +99,14 @@ def worker(directory, compiled, threads):
 class Worker:
     """Handle of a peer process. `run` returns milliseconds, or None when it failed or exceeded its time."""
 
+    live = set()
+
     def __init__(self, directory, variant, opts):
         self.variant, self.log = variant, tempfile.TemporaryFile('w+')
         self.process = subprocess.Popen(
             [sys.executable, os.path.abspath(__file__), '--worker', variant, '--smol', str(directory), '--threads', str(opts.threads)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True, start_new_session=True, env=environment(opts))
+        Worker.live.add(self)
 
     def run(self, part, warm, repeats, limit=None):
         try:
@@ -125,6 +128,7 @@ class Worker:
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)      # its own session: the compiler processes it started go with it
         self.process.wait()
+        Worker.live.discard(self)
 
 
 def environment(opts):
@@ -166,26 +170,22 @@ def choose(directory, opts):
                 chosen[part] = w
             else:
                 w.close()
-    return eager, chosen, trials
+    return chosen, trials
 
 
 def measure(name, directory, opts):
     note(f'{name}: {directory}')
-    eager, chosen, trials = choose(directory, opts)
+    chosen, trials = choose(directory, opts)
     result = {p: dict(variant=chosen[p].variant, trials_ms=trials[p], peer_ms=[], ours_ms=[]) for p in opts.parts}
-    try:
-        for i in range(opts.rounds):
-            for p in opts.parts:
-                result[p]['peer_ms'].append(chosen[p].run(p, 1, opts.repeats))
-            if opts.terrarium:
-                for p, ms in ours(opts.terrarium, directory, opts).items():
-                    if p in result:
-                        result[p]['ours_ms'].append(ms)
-            note(f'  round {i + 1}/{opts.rounds}, load {os.getloadavg()[0]:.1f}: ' + ', '.join(
-                f'{p} {median(r["peer_ms"][-1]):.1f}' + (f' / {median(r["ours_ms"][-1]):.1f}' if r['ours_ms'] else '') for p, r in result.items()))
-    finally:
-        for w in {eager, *chosen.values()}:
-            w.close()
+    for i in range(opts.rounds):
+        for p in opts.parts:
+            result[p]['peer_ms'].append(chosen[p].run(p, 1, opts.repeats))
+        if opts.terrarium:
+            for p, ms in ours(opts.terrarium, directory, opts).items():
+                if p in result:
+                    result[p]['ours_ms'].append(ms)
+        note(f'  round {i + 1}/{opts.rounds}, load {os.getloadavg()[0]:.1f}: ' + ', '.join(
+            f'{p} {median(r["peer_ms"][-1]):.1f}' + (f' / {median(r["ours_ms"][-1]):.1f}' if r['ours_ms'] else '') for p, r in result.items()))
     return result
 
 
@@ -250,6 +250,7 @@ def main():
     a.parts = [p for p in PARTS if p in a.parts.split(',')]
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:a.threads])      # inherited by both sides
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))      # through the clean-up below
     import torch, transformers
     results = {}
     with tempfile.TemporaryDirectory() as scratch:
@@ -261,7 +262,11 @@ def main():
             if directory is None:
                 note(f'{model}: no directory given (--smol DIR), left out')
                 continue
-            results[model] = measure(model, directory, a)
+            try:
+                results[model] = measure(model, directory, a)
+            finally:
+                for w in list(Worker.live):
+                    w.close()
     report = dict(peer=dict(torch=torch.__version__, transformers=transformers.__version__, dtype='float32', threads=a.threads), cpu=cpu_name(),
                   rounds=a.rounds, repeats=a.repeats, load_after=os.getloadavg(), time=time.strftime('%Y-%m-%d %H:%M:%S'),
                   results={m: {p: dict(r, peer_median_ms=median(flat(r['peer_ms'])), ratios=ratios(r)) for p, r in parts.items()} for m, parts in results.items()})
