@@ -37,6 +37,7 @@ pub struct Layer<B: Backend> {
 
 /// A layer's mixer.
 #[derive(Module, Debug)]
+#[allow(clippy::large_enum_variant, reason = "modules hold handles to tensors; there are few of them")]
 pub enum Mixer<B: Backend> {
     /// Mamba-2.
     Mamba2(Mamba2<B>),

@@ -223,6 +223,9 @@ impl<B: Backend> Order<B> {
     }
 }
 
+/// Rotary tables of one call, by configuration.
+type RopeMemo<B> = Arc<Mutex<Vec<(RopeConfig, RopeTables<B>)>>>;
+
 /// One call's documents, padding and positions on the device, shared by all layers.
 #[derive(Debug, Clone)]
 pub struct Sequence<B: Backend> {
@@ -231,7 +234,7 @@ pub struct Sequence<B: Backend> {
     positions: Arc<[i32]>,
     mask: AttentionMask<B>,
     order: Option<Order<B>>,
-    rope: Arc<Mutex<Vec<(RopeConfig, RopeTables<B>)>>>,
+    rope: RopeMemo<B>,
 }
 
 impl<B: Backend> Sequence<B> {
