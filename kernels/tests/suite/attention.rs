@@ -149,6 +149,13 @@ fn gradients_agree_with_differences() {
 }
 
 #[test]
+fn results_do_not_depend_on_threads() {
+    if !SLOW {
+        check_threads(&AttentionCase { p: 32, ..AttentionCase::new(200, 230) }, 1);
+    }
+}
+
+#[test]
 fn public_gradients_agree_with_the_reference() {
     for case in cases() {
         check_gradients(&case, &Way::Public, 1);

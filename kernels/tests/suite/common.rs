@@ -219,6 +219,19 @@ pub fn check_gradients<C: Case + std::fmt::Debug>(case: &C, way: &Way, outputs: 
     }
 }
 
+/// Values and gradients, bit for bit, on one thread and on three. The case has to be large enough to use them.
+#[track_caller]
+pub fn check_threads<C: Case + Sync>(case: &C, outputs: usize) {
+    let used: Vec<usize> = (0..outputs).collect();
+    let on = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| (self::outputs(case, &Way::Public, DType::F32), gradients(case, &Way::Public, DType::F32, &used).0))
+    };
+    let (one, three) = (on(1), on(3));
+    assert!(one == three, "results depend on the number of threads");
+    assert!(one == on(3), "results differ from run to run");
+}
+
 fn uses(outputs: usize) -> Vec<Vec<usize>> {
     let all: Vec<usize> = (0..outputs).collect();
     let mut uses: Vec<Vec<usize>> = if outputs > 1 { all.iter().map(|&i| vec![i]).collect() } else { Vec::new() };

@@ -63,6 +63,13 @@ fn all_paths_agree_with_the_scalar_loop() {
 }
 
 #[test]
+fn results_do_not_depend_on_threads() {
+    if !SLOW {
+        check_threads(&LinearCase { rows: 3, inputs: 300, outputs: 900 }, 1);
+    }
+}
+
+#[test]
 fn public_gradients_agree_with_the_reference() {
     for case in cases() {
         check_gradients(&case, &Way::Public, 1);

@@ -7,5 +7,6 @@ mod attention;
 mod causal_conv1d;
 mod common;
 mod linear;
+mod path;
 mod rms_norm_gated;
 mod ssd;

@@ -81,6 +81,13 @@ fn gradients_agree_with_differences() {
 }
 
 #[test]
+fn results_do_not_depend_on_threads() {
+    if !SLOW {
+        check_threads(&NormCase { b: 2, l: 200, e: 320, groups: 2 }, 1);
+    }
+}
+
+#[test]
 fn public_gradients_agree_with_the_reference() {
     for case in cases() {
         check_gradients(&case, &Way::Public, 1);

@@ -229,6 +229,13 @@ fn gradients_agree_with_differences() {
 }
 
 #[test]
+fn results_do_not_depend_on_threads() {
+    if !SLOW {
+        check_threads(&SsdCase::new(130, 6, 2, 64).sized(64, 128), 2);
+    }
+}
+
+#[test]
 fn public_gradients_agree_with_the_reference() {
     for case in cases() {
         check_gradients(&case, &Way::Public, 2);
