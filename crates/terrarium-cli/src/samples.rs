@@ -5,7 +5,7 @@ use std::path::Path;
 use terrarium::kernels::TrainBackend;
 use terrarium::kernels::backend::{BackendTask, with_backend};
 use terrarium::runtime::tokenizer::Message;
-use terrarium::runtime::{self, Files, GenerateOptions, Loaded, Precision, Tokenizer};
+use terrarium::runtime::{self, GenerateOptions, Loaded, Precision, Tokenizer};
 use terrarium::train::DataConfig;
 use terrarium::train::data::{Example, Source, read_sources};
 
@@ -83,10 +83,9 @@ pub struct Sampling<'a> {
 }
 
 impl Sampling<'_> {
-    /// Continues every prompt with `model` and prints the result.
-    pub fn print(&self, model: &str) -> Result<(), Failure> {
-        let resolved = model::resolve(Some(model), Files::All, &self.launch.hub, self.console)?;
-        let answers = with_backend(&self.launch.compute.device, Task { sampling: self, dir: &resolved.dir })??;
+    /// Continues every prompt with the model in `dir` and prints the result.
+    pub fn print(&self, dir: &Path) -> Result<(), Failure> {
+        let answers = with_backend(&self.launch.compute.device, Task { sampling: self, dir })??;
         output::line(format_args!("-- {} --", self.title))?;
         for (prompt, answer) in self.prompts.iter().zip(answers) {
             output::line(format_args!("> {}\n  {}", one_line(prompt.as_text().unwrap_or_default()), one_line(&answer)))?;

@@ -12,7 +12,7 @@ use terrarium::kernels::{KernelBackend, TrainBackend};
 use terrarium::models::{Cache, Decoder, Layout};
 use terrarium::runtime::{Files, Precision};
 use terrarium::train::TrainConfig;
-use terrarium::train::data::Batch;
+use terrarium::train::data::{Batch, IGNORED};
 use terrarium::train::gradients::{Gradients, Norm, clip_factor};
 use terrarium::train::loss;
 use terrarium::train::optim::{AdamW, AdamWConfig};
@@ -125,7 +125,7 @@ impl BackendTask for Task<'_> {
         if train_tokens > 0 && repeats > 0 {
             drop(loaded);
             let loaded = model::load::<B>(dir, Precision::F32, hub, console, device)?;
-            let batch = batch(ids.take(train_tokens + 1));
+            let batch = batch(ids.take(train_tokens));
             let mut training = Training::<B> { model: Some(loaded.model), optim: AdamW::new(AdamWConfig::new(&TrainConfig::default())) };
             report.train_step_ms = repeat(repeats, || training.step(&batch, device));
         }
@@ -177,9 +177,11 @@ fn tensor<B: Backend>(ids: &[i32], device: &B::Device) -> Tensor<B, 2, Int> {
     Tensor::from_data(TensorData::new(ids.to_vec(), [1, ids.len()]), device)
 }
 
+/// One row in which every token but the first is predicted.
 fn batch(ids: Vec<i32>) -> Batch {
-    let length = ids.len() - 1;
-    Batch { rows: 1, length, ids: ids[..length].to_vec(), labels: ids[1..].to_vec(), documents: vec![0; length] }
+    let length = ids.len();
+    let labels = ids.iter().skip(1).copied().chain([IGNORED]).collect();
+    Batch { rows: 1, length, ids, labels, documents: vec![0; length] }
 }
 
 /// A model in training; it is absent only while a step changes it.
@@ -194,7 +196,7 @@ impl<B: TrainBackend> Training<B> {
         let Some(model) = self.model.take() else { return f64::NAN };
         let start = Instant::now();
         let mut grads = Gradients::default();
-        let loss = loss::backward(&model, batch, 1.0 / batch.length as f64, &mut grads, device);
+        let loss = loss::backward(&model, batch, 1.0 / batch.labelled().max(1) as f64, &mut grads, device);
         let factor = match grads.norm() {
             Norm::Finite(norm) => clip_factor(norm, 1.0),
             Norm::NotFinite(_) => 0.0,

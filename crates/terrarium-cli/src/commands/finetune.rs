@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use terrarium::train::{RunConfig, TrainError};
+use terrarium::train::{self, RunConfig, TrainError};
 
-use super::train::{LaunchArgs, launch, quoted, summary};
+use super::train::{LaunchArgs, launch, options, quoted, summary};
 use crate::bundled;
 use crate::console::Console;
 use crate::failure::Failure;
@@ -78,16 +78,20 @@ pub fn run(arguments: &Arguments, console: &Console) -> Result<(), Failure> {
     let out_dir = arguments.out_dir.clone().unwrap_or_else(|| default_dir(arguments.launch.resume.is_some()));
     let prompts = if arguments.launch.dry_run { Vec::new() } else { job.prompts(arguments.samples) };
     let before = samples::Sampling { title: "before", prompts: &prompts, launch: &arguments.launch, console };
-    // A run that goes on has shown them already.
-    let first = !prompts.is_empty() && arguments.launch.resume.is_none();
-    if let Some(base) = job.config.base.as_ref().filter(|_| first) {
-        before.print(&base.model)?;
+    let options = options(job.config, out_dir, &arguments.launch, console)?;
+    if let Some(base) = options.base_dir.as_ref().filter(|_| !prompts.is_empty() && arguments.launch.resume.is_none()) {
+        // What is wrong with the directory or the data shows before any time is spent.
+        if options.out_dir.join(train::log::FILE).exists() {
+            return Err(TrainError::RunExists { dir: options.out_dir }.into());
+        }
+        train::plan(&options)?;
+        before.print(base)?;
     }
-    let Some(report) = launch(job.config, out_dir, &arguments.launch, console)? else { return Ok(()) };
+    let Some(report) = launch(options, &arguments.launch, console)? else { return Ok(()) };
     summary(&report, console)?;
     let Some(dir) = report.model_dir.as_deref().or(report.adapter_dir.as_deref()) else { return Ok(()) };
     if !prompts.is_empty() {
-        samples::Sampling { title: "after", ..before }.print(&dir.display().to_string())?;
+        samples::Sampling { title: "after", ..before }.print(dir)?;
     }
     let prompt = prompts.first().and_then(samples::Prompt::as_text).unwrap_or("Once upon a time");
     output::line(format_args!("generate from it:\n  terrarium generate --model {} --prompt {}", quoted(dir), quoted(Path::new(prompt))))

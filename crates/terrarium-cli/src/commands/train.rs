@@ -67,7 +67,8 @@ pub fn run(arguments: &Arguments, console: &Console) -> Result<(), Failure> {
     let mut config = RunConfig::from_file(&arguments.config, &arguments.launch.set).map_err(train::TrainError::from)?;
     arguments.launch.apply(&mut config);
     let out_dir = arguments.out_dir.clone().unwrap_or_else(|| default_dir(&arguments.config));
-    let Some(report) = launch(config, out_dir, &arguments.launch, console)? else { return Ok(()) };
+    let options = options(config, out_dir, &arguments.launch, console)?;
+    let Some(report) = launch(options, &arguments.launch, console)? else { return Ok(()) };
     summary(&report, console)?;
     if let Some(dir) = &report.model_dir {
         console.note(format_args!("try it: terrarium generate --model {} --prompt 'Once upon a time'", quoted(dir)));
@@ -108,8 +109,8 @@ impl LaunchArgs {
     }
 }
 
-/// Runs, or with --dry-run prints the plan and gives nothing. An interrupted run is a failure, after it was saved.
-pub fn launch(config: RunConfig, out_dir: PathBuf, arguments: &LaunchArgs, console: &Console) -> Result<Option<RunReport>, Failure> {
+/// A run that can be started: its base model is on this computer, and the kernels that were asked for exist.
+pub fn options(config: RunConfig, out_dir: PathBuf, arguments: &LaunchArgs, console: &Console) -> Result<RunOptions, Failure> {
     let base = config.base.as_ref().map(|base| model::resolve(Some(&base.model), Files::All, &arguments.hub, console)).transpose()?;
     let mut options = RunOptions::new(config, &out_dir);
     options.device = arguments.compute.device.clone();
@@ -117,6 +118,11 @@ pub fn launch(config: RunConfig, out_dir: PathBuf, arguments: &LaunchArgs, conso
     options.display = arguments.display(console);
     options.base_dir = base.map(|base| base.dir);
     check_fused(&options, arguments.compute.kernel)?;
+    Ok(options)
+}
+
+/// Runs, or with --dry-run prints the plan and gives nothing. An interrupted run is a failure, after it was saved.
+pub fn launch(mut options: RunOptions, arguments: &LaunchArgs, console: &Console) -> Result<Option<RunReport>, Failure> {
     if arguments.dry_run {
         output::line(train::plan(&options)?)?;
         return Ok(None);

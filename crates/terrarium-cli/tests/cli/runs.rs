@@ -117,6 +117,8 @@ fn adapters_train_merge_and_generate() {
     assert!(ran.out.contains("-- before --") && ran.out.contains("-- after --"), "{ran:#?}");
     assert!(ran.out.contains(&format!("terrarium generate --model {}", text(&fresh.join("model")))), "{ran:#?}");
     assert!(ran.err.contains("adapting "), "{ran:#?}");
+    let again = run(&[&arguments[..5], &["--out-dir", text(&fresh)], &more[..]].concat()).fails(2, &["already holds a run"]);
+    assert_eq!(again.out, "", "a run that cannot start shows no samples");
     let made = run(&["merge", "--adapter", text(&fresh), "--out-dir", text(&merged), "--json"]).ok().json().remove(0);
     assert_eq!(made["dir"], text(&merged));
     let say =
