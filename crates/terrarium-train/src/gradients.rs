@@ -8,6 +8,8 @@ use burn::tensor::backend::{AutodiffBackend, Backend};
 use terrarium_models::Decoder;
 use terrarium_models::params::PathTracker;
 
+use crate::host;
+
 /// Gradients of one optimiser step, flattened, by parameter path.
 #[derive(Debug, Clone)]
 pub struct Gradients<B: Backend> {
@@ -47,6 +49,7 @@ impl<B: Backend> Gradients<B> {
                 let grad: Tensor<A::InnerBackend, 1> = grad.reshape([value.shape().num_elements()]);
                 let path = self.tracker.path();
                 let sum = match self.tensors.remove(&path) {
+                    Some(before) if host::is_host::<A::InnerBackend>(&grad.device()) => host::add(before, grad),
                     Some(before) => before + grad,
                     None => grad,
                 };
@@ -77,13 +80,21 @@ impl<B: Backend> Gradients<B> {
         self.tensors.get(path)
     }
 
-    /// The norm of all gradients together. One transfer from the device.
-    pub fn norm(&self) -> Norm {
-        if self.tensors.is_empty() {
-            return Norm::Finite(0.0);
-        }
-        let squares: Vec<Tensor<B, 1>> = self.tensors.values().map(|grad| (grad.clone() * grad.clone()).sum()).collect();
-        let squares: Vec<f64> = Tensor::cat(squares, 0).into_data().iter::<f64>().collect();
+    /// The norm of all gradients together. One transfer from a device.
+    pub fn norm(&mut self) -> Norm {
+        let Some(first) = self.tensors.values().next() else { return Norm::Finite(0.0) };
+        let squares: Vec<f64> = if host::is_host::<B>(&first.device()) {
+            let mut squares = Vec::with_capacity(self.tensors.len());
+            for (path, tensor) in std::mem::take(&mut self.tensors) {
+                let (tensor, square) = host::square_sum(tensor);
+                squares.push(square);
+                self.tensors.insert(path, tensor);
+            }
+            squares
+        } else {
+            let squares: Vec<Tensor<B, 1>> = self.tensors.values().map(|grad| (grad.clone() * grad.clone()).sum()).collect();
+            Tensor::cat(squares, 0).into_data().iter::<f64>().collect()
+        };
         match self.tensors.keys().zip(&squares).find(|(_, square)| !square.is_finite()) {
             Some((path, _)) => Norm::NotFinite(path.clone()),
             None => Norm::Finite(squares.iter().sum::<f64>().sqrt()),

@@ -11,6 +11,7 @@ pub mod error;
 pub mod event;
 mod finite;
 pub mod gradients;
+mod host;
 mod interrupt;
 pub mod log;
 pub mod loss;

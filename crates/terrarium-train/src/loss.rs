@@ -77,7 +77,7 @@ pub fn backward<B: TrainBackend>(
     let vocab = model.embeddings.weight.dims()[0];
     let (mut losses, mut upstream) = (Vec::new(), Vec::new());
     for (start, end) in slices(targets.labels.len(), vocab) {
-        let part = Tensor::<B, 2>::from_inner(fixed.clone().slice([start..end])).require_grad();
+        let part = Tensor::<B, 2>::from_inner(fixed.clone().narrow(0, start, end - start)).require_grad();
         let logits = model.logits(part.clone()).cast(DType::F32); // [rows, v]
         let (loss, gradient) = cross_entropy(logits.clone().inner(), targets.column(start, end, device));
         losses.push(loss);
@@ -102,7 +102,7 @@ pub fn evaluate<B: KernelBackend>(model: &Decoder<B>, batch: &Batch, device: &B:
     let vocab = model.embeddings.weight.dims()[0];
     let losses = slices(targets.labels.len(), vocab)
         .map(|(start, end)| {
-            let logits = model.logits(labelled.clone().slice([start..end])).cast(DType::F32);
+            let logits = model.logits(labelled.clone().narrow(0, start, end - start)).cast(DType::F32);
             let shifted = logits.clone() - logits.max_dim(1);
             let picked = shifted.clone().gather(1, targets.column(start, end, device));
             (shifted.exp().sum_dim(1).log() - picked).sum()

@@ -13,6 +13,7 @@ use terrarium_models::params::PathTracker;
 
 use crate::config::TrainConfig;
 use crate::gradients::Gradients;
+use crate::host;
 use crate::params::ParamInfo;
 
 /// AdamW's numbers.
@@ -38,6 +39,15 @@ impl AdamWConfig {
 struct Moments<B: Backend> {
     first: Tensor<B, 1>,
     second: Tensor<B, 1>,
+}
+
+/// What is special about one step.
+#[derive(Debug, Clone, Copy)]
+struct Pace {
+    lr: f64,
+    clip: f64,
+    /// Whether tensors are host memory.
+    host: bool,
 }
 
 /// The optimiser and its state.
@@ -124,24 +134,42 @@ impl<B: Backend> AdamW<B> {
         M: Module<A>,
     {
         self.step += 1;
-        model.map(&mut Update { optim: self, grads, lr, factor, tracker: PathTracker::default() })
+        let host = model.devices().first().is_some_and(host::is_host::<B>);
+        model.map(&mut Update { optim: self, grads, pace: Pace { lr, clip: factor, host }, tracker: PathTracker::default() })
     }
 
     /// New value of one flattened parameter.
-    fn update(&mut self, path: &str, value: Tensor<B, 1>, grad: Tensor<B, 1>, lr: f64, decay: bool) -> Tensor<B, 1> {
+    fn update(&mut self, path: &str, value: Tensor<B, 1>, grad: Tensor<B, 1>, pace: Pace, decay: bool) -> Tensor<B, 1> {
         let AdamWConfig { betas: [b1, b2], eps, weight_decay } = self.config;
-        let squared = grad.clone() * grad.clone() * (1.0 - b2);
-        let scaled = grad * (1.0 - b1);
-        let Moments { first, second } = match self.moments.remove(path) {
-            Some(before) => Moments { first: before.first * b1 + scaled, second: before.second * b2 + squared },
-            None => Moments { first: scaled, second: squared },
-        };
         let correct = |beta: f64| 1.0 - beta.powi(self.step.min(i32::MAX as usize) as i32);
-        let denominator = second.clone().sqrt() * correct(b2).sqrt().recip() + eps;
-        let change = first.clone() / denominator * (lr / correct(b1));
+        let root = correct(b2).sqrt().recip();
+        let step = pace.lr / correct(b1);
+        let keep = if decay { 1.0 - pace.lr * weight_decay } else { 1.0 };
+        let before = self.moments.remove(path);
+        let (value, first, second) = if pace.host {
+            let factors = host::Factors {
+                grad: pace.clip as f32,
+                first: (b1 as f32, (1.0 - b1) as f32),
+                second: (b2 as f32, (1.0 - b2) as f32),
+                root: root as f32,
+                eps: eps as f32,
+                step: step as f32,
+                keep: keep as f32,
+            };
+            host::adamw(value, grad, before.map(|moments| (moments.first, moments.second)), factors)
+        } else {
+            let grad = grad * pace.clip;
+            let squared = grad.clone() * grad.clone() * (1.0 - b2);
+            let scaled = grad * (1.0 - b1);
+            let (first, second) = match before {
+                Some(before) => (before.first * b1 + scaled, before.second * b2 + squared),
+                None => (scaled, squared),
+            };
+            let change = first.clone() / (second.clone().sqrt() * root + eps) * step;
+            (value * keep - change, first, second)
+        };
         self.moments.insert(path.to_string(), Moments { first, second });
-        let value = if decay && weight_decay > 0.0 { value * (1.0 - lr * weight_decay) } else { value };
-        value - change
+        value
     }
 
     /// Moments by `PATH.first` and `PATH.second`.
@@ -183,8 +211,7 @@ impl<B: Backend> AdamW<B> {
 struct Update<'a, B: Backend> {
     optim: &'a mut AdamW<B>,
     grads: Gradients<B>,
-    lr: f64,
-    factor: f64,
+    pace: Pace,
     tracker: PathTracker,
 }
 
@@ -196,8 +223,7 @@ impl<A: AutodiffBackend> ModuleMapper<A> for Update<'_, A::InnerBackend> {
         let shape = value.shape();
         let value = value.inner();
         let decay = decays(&path, &value.dims());
-        let grad = if self.factor == 1.0 { grad } else { grad * self.factor };
-        let new = self.optim.update(&path, value.reshape([shape.num_elements()]), grad, self.lr, decay);
+        let new = self.optim.update(&path, value.reshape([shape.num_elements()]), grad, self.pace, decay);
         let new: Tensor<A::InnerBackend, D> = new.reshape(shape);
         Param::from_mapped_value(id, Tensor::from_inner(new).require_grad(), mapper)
     }
@@ -238,27 +264,31 @@ mod tests {
     }
 
     #[test]
-    fn updates_follow_the_paper() {
+    fn updates_follow_the_paper_on_both_paths() {
         let device = Default::default();
         let config = AdamWConfig { betas: [0.9, 0.99], eps: 1e-8, weight_decay: 0.1 };
-        let mut optim = AdamW::<Flex>::new(config);
-        let (mut value, mut m, mut v) = (2.0_f64, 0.0_f64, 0.0_f64);
-        let mut tensor = Tensor::<Flex, 1>::from_floats([2.0], &device);
-        for (step, grad) in [0.5_f64, -0.25, 1.0].into_iter().enumerate() {
-            let t = step as i32 + 1;
-            m = 0.9 * m + 0.1 * grad;
-            v = 0.99 * v + 0.01 * grad * grad;
-            value -= 0.01 * 0.1 * value;
-            value -= 0.01 * (m / (1.0 - 0.9_f64.powi(t))) / ((v / (1.0 - 0.99_f64.powi(t))).sqrt() + 1e-8);
-            optim.step += 1;
-            tensor = optim.update("w", tensor, Tensor::from_floats([grad as f32], &device), 0.01, true);
-            let found = tensor.clone().into_scalar();
-            assert!((f64::from(found) - value).abs() < 1e-6, "step {t}: {found} against {value}");
+        for host in [true, false] {
+            let mut optim = AdamW::<Flex>::new(config);
+            let (mut value, mut m, mut v) = (2.0_f64, 0.0_f64, 0.0_f64);
+            let mut tensor = Tensor::<Flex, 1>::from_floats([2.0], &device);
+            for (step, grad) in [0.5_f64, -0.25, 1.0].into_iter().enumerate() {
+                let t = step as i32 + 1;
+                let clipped = grad * 0.5;
+                m = 0.9 * m + 0.1 * clipped;
+                v = 0.99 * v + 0.01 * clipped * clipped;
+                value -= 0.01 * 0.1 * value;
+                value -= 0.01 * (m / (1.0 - 0.9_f64.powi(t))) / ((v / (1.0 - 0.99_f64.powi(t))).sqrt() + 1e-8);
+                optim.step += 1;
+                let grad = Tensor::from_floats([grad as f32], &device);
+                tensor = optim.update("w", tensor, grad, Pace { lr: 0.01, clip: 0.5, host }, true);
+                let found = tensor.clone().into_scalar();
+                assert!((f64::from(found) - value).abs() < 1e-6, "step {t}: {found} against {value}");
+            }
+            let restored = AdamW::<Flex>::restore(config, 3, optim.state(), &device).unwrap();
+            assert_eq!(restored.state(), optim.state());
+            let mut broken = optim.state();
+            broken.pop();
+            assert!(AdamW::<Flex>::restore(config, 3, broken, &device).unwrap_err().contains("w.second"));
         }
-        let restored = AdamW::<Flex>::restore(config, 3, optim.state(), &device).unwrap();
-        assert_eq!(restored.state(), optim.state());
-        let mut broken = optim.state();
-        broken.pop();
-        assert!(AdamW::<Flex>::restore(config, 3, broken, &device).unwrap_err().contains("w.second"));
     }
 }

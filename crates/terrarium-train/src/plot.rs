@@ -279,7 +279,8 @@ fn within(points: &Points, (low, high): (f64, f64)) -> Points {
     points.iter().filter(|(_, y)| y.is_finite()).map(|(x, y)| (*x, y.clamp(low, high))).collect()
 }
 
-/// Average over a window around each point, about a twenty-fifth of the run wide; narrower at both ends, so that it stays centred.
+/// Average over a window around each point, about a twenty-fifth of the run wide. At the start, where curves are steep, it narrows
+/// and stays centred; at the end, where they are flat, it only looks back.
 fn smoothed(points: &Points) -> Points {
     let half = points.len() / 50 + 1;
     let sums: Vec<f64> = std::iter::once(0.0)
@@ -289,8 +290,8 @@ fn smoothed(points: &Points) -> Points {
         }))
         .collect();
     let mean = |(at, (x, _)): (usize, &(f64, f64))| {
-        let half = half.min(at).min(points.len() - 1 - at);
-        let (from, to) = (at - half, at + half + 1);
+        let back = half.min(at);
+        let (from, to) = (at - back, at + back.min(points.len() - 1 - at) + 1);
         (*x, (sums[to] - sums[from]) / (to - from) as f64)
     };
     points.iter().enumerate().map(mean).collect()
@@ -323,7 +324,7 @@ mod tests {
             let x = step as f64 / steps as f64;
             let noise = ((step * 7919) % 101) as f64 / 500.0;
             let loss = 1.4 + 3.0 * (-4.0 * x).exp() + noise;
-            let lr = 1e-3 * if x < 0.1 { x * 10.0 } else { 0.5 + 0.5 * (3.14 * x).cos() };
+            let lr = 1e-3 * if x < 0.1 { x * 10.0 } else { 0.5 + 0.5 * (3.0 * x).cos() };
             let (norm, speed) = (0.8 + noise + 3.0 * (-20.0 * x).exp(), 2400.0 + 800.0 * noise);
             writeln!(text, r#"{{"step":{step},"loss":{loss},"lr":{lr},"grad_norm":{norm},"tokens_per_s":{speed}}}"#).unwrap();
             if step % 50 == 0 {

@@ -298,7 +298,7 @@ impl RunConfig {
             model: None,
             base: Some(BaseConfig { model: base.to_string() }),
             data: DataConfig { train: data, ..DataConfig::default() },
-            train: TrainConfig { epochs: Some(3.0), lr: 2e-4, weight_decay: 0.0, batch: 4, ..TrainConfig::default() },
+            train: TrainConfig { epochs: Some(3.0), lr: 2e-4, weight_decay: 0.0, batch: 4, eval_every: 50, ..TrainConfig::default() },
             lora: Some(LoraSection::default()),
             output: OutputConfig::default(),
         }

@@ -155,8 +155,11 @@ where
         let (model, result) = match fitted {
             Ok(fitted) => fitted,
             Err(panic) => {
-                // Closing the dashboard in good order gives the screen back before anyone prints.
-                let _ = catch_unwind(AssertUnwindSafe(|| processor.map(EventProcessorTraining::renderer)));
+                // Closing the dashboard in good order gives the screen back before anyone prints. When that fails too, it was the
+                // dashboard that ended: its popup offers to.
+                if catch_unwind(AssertUnwindSafe(|| processor.map(EventProcessorTraining::renderer))).is_err() {
+                    resume_unwind(Box::new("the dashboard was told to leave at once, without saving"));
+                }
                 resume_unwind(panic);
             }
         };

@@ -111,8 +111,8 @@ fn text_document(text: &str, tokenizer: &Tokenizer, eos: Option<u32>) -> Result<
         rest = &rest[end..];
     }
     push_eos(&mut ids, eos);
-    let all = 0..ids.len();
-    Ok(Document { ids, learned: vec![all], overflow: Overflow::Split })
+    let learned = std::iter::once(0..ids.len()).collect();
+    Ok(Document { ids, learned, overflow: Overflow::Split })
 }
 
 fn push_eos(ids: &mut Vec<u32>, eos: Option<u32>) {
@@ -181,7 +181,7 @@ fn pair(prompt: &str, completion: &str, tokenizer: &Tokenizer, eos: Option<u32>)
     let mut ids = tokenizer.encode(&format!("{prompt}{completion}"), true)?;
     let start = shared_prefix(&ids, &tokenizer.encode(prompt, true)?);
     push_eos(&mut ids, eos);
-    let learned = vec![start..ids.len()];
+    let learned = std::iter::once(start..ids.len()).collect();
     Ok(Document { ids, learned, overflow: Overflow::Truncate })
 }
 

@@ -22,7 +22,7 @@ fn every_adapter_tensor_gets_a_gradient_and_nothing_else_does() {
     let lora = LoraConfig { rank: 4, alpha: 8.0, targets: LoraTargets::All };
     let (mut model, report) = model.attach_lora(&lora, 5, &device).unwrap();
     let ids: Vec<u32> = (0..33).map(|n| (n * n * 5 + 3 * n) % 41).collect();
-    let rows = PackedRows::pack(vec![Document { learned: vec![0..33], ids, overflow: Overflow::Split }], 32);
+    let rows = PackedRows::pack(vec![Document { learned: std::iter::once(0..33).collect(), ids, overflow: Overflow::Split }], 32);
     let batch = rows.batch(&[0]);
     let mut optim = AdamW::<Inner>::new(AdamWConfig { betas: [0.9, 0.95], eps: 1e-8, weight_decay: 0.0 });
     // At the first step `b` is zero, and with it the gradient of `a`: one step later both learn.
