@@ -134,8 +134,7 @@ impl<B: Backend> AdamW<B> {
         M: Module<A>,
     {
         self.step += 1;
-        let host = model.devices().first().is_some_and(host::is_host::<B>);
-        model.map(&mut Update { optim: self, grads, pace: Pace { lr, clip: factor, host }, tracker: PathTracker::default() })
+        model.map(&mut Update { optim: self, grads, lr, clip: factor, tracker: PathTracker::default() })
     }
 
     /// New value of one flattened parameter.
@@ -211,7 +210,8 @@ impl<B: Backend> AdamW<B> {
 struct Update<'a, B: Backend> {
     optim: &'a mut AdamW<B>,
     grads: Gradients<B>,
-    pace: Pace,
+    lr: f64,
+    clip: f64,
     tracker: PathTracker,
 }
 
@@ -223,7 +223,8 @@ impl<A: AutodiffBackend> ModuleMapper<A> for Update<'_, A::InnerBackend> {
         let shape = value.shape();
         let value = value.inner();
         let decay = decays(&path, &value.dims());
-        let new = self.optim.update(&path, value.reshape([shape.num_elements()]), grad, self.pace, decay);
+        let pace = Pace { lr: self.lr, clip: self.clip, host: host::is_host::<A::InnerBackend>(&value.device()) };
+        let new = self.optim.update(&path, value.reshape([shape.num_elements()]), grad, pace, decay);
         let new: Tensor<A::InnerBackend, D> = new.reshape(shape);
         Param::from_mapped_value(id, Tensor::from_inner(new).require_grad(), mapper)
     }

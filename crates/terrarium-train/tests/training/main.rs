@@ -3,5 +3,6 @@
 mod common;
 mod failures;
 mod gradients;
+mod labels;
 mod lora;
 mod resume;
