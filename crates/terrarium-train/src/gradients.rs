@@ -110,9 +110,9 @@ pub fn clip_factor(norm: f64, clip: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use burn::backend::Flex;
+    use terrarium_kernels::backend::CpuBackend;
 
-    fn gradients(values: &[(&str, &[f32])]) -> Gradients<Flex> {
+    fn gradients(values: &[(&str, &[f32])]) -> Gradients<CpuBackend> {
         let tensors =
             values.iter().map(|(path, values)| ((*path).to_string(), Tensor::from_floats(*values, &Default::default()))).collect();
         Gradients { tensors }

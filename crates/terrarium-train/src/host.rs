@@ -49,20 +49,19 @@ pub(crate) fn adamw<B: Backend>(
     };
     let (mut value, mut grad) = (float(value), float(grad));
     let Factors { grad: clip, first: (b1, c1), second: (b2, c2), root, eps, step, keep } = factors;
-    let update = |(((value, grad), first), second): (((&mut [f32], &mut [f32]), &mut [f32]), &mut [f32])| {
-        for (((value, grad), first), second) in value.iter_mut().zip(grad.iter()).zip(first.iter_mut()).zip(second.iter_mut()) {
-            let grad = grad * clip;
-            *first = *first * b1 + grad * c1;
-            *second = *second * b2 + grad * grad * c2;
-            *value = *value * keep - *first / (second.sqrt() * root + eps) * step;
-        }
-    };
     slice(&mut value)
         .par_chunks_mut(CHUNK)
         .zip(slice(&mut grad).par_chunks_mut(CHUNK))
         .zip(slice(&mut first).par_chunks_mut(CHUNK))
         .zip(slice(&mut second).par_chunks_mut(CHUNK))
-        .for_each(update);
+        .for_each(|(((value, grad), first), second)| {
+            for (((value, grad), first), second) in value.iter_mut().zip(grad.iter()).zip(first.iter_mut()).zip(second.iter_mut()) {
+                let grad = grad * clip;
+                *first = *first * b1 + grad * c1;
+                *second = *second * b2 + grad * grad * c2;
+                *value = *value * keep - *first / (second.sqrt() * root + eps) * step;
+            }
+        });
     let back = |data: TensorData| Tensor::from_data(data, (&device, DType::F32));
     (back(value), back(first), back(second))
 }

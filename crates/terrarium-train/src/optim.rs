@@ -239,7 +239,7 @@ impl<A: AutodiffBackend> ModuleMapper<A> for Update<'_, A::InnerBackend> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use burn::backend::Flex;
+    use terrarium_kernels::backend::CpuBackend;
 
     #[test]
     fn vectors_and_state_space_parameters_do_not_decay() {
@@ -269,9 +269,9 @@ mod tests {
         let device = Default::default();
         let config = AdamWConfig { betas: [0.9, 0.99], eps: 1e-8, weight_decay: 0.1 };
         for host in [true, false] {
-            let mut optim = AdamW::<Flex>::new(config);
+            let mut optim = AdamW::<CpuBackend>::new(config);
             let (mut value, mut m, mut v) = (2.0_f64, 0.0_f64, 0.0_f64);
-            let mut tensor = Tensor::<Flex, 1>::from_floats([2.0], &device);
+            let mut tensor = Tensor::<CpuBackend, 1>::from_floats([2.0], &device);
             for (step, grad) in [0.5_f64, -0.25, 1.0].into_iter().enumerate() {
                 let t = step as i32 + 1;
                 let clipped = grad * 0.5;
@@ -285,11 +285,11 @@ mod tests {
                 let found = tensor.clone().into_scalar();
                 assert!((f64::from(found) - value).abs() < 1e-6, "step {t}: {found} against {value}");
             }
-            let restored = AdamW::<Flex>::restore(config, 3, optim.state(), &device).unwrap();
+            let restored = AdamW::<CpuBackend>::restore(config, 3, optim.state(), &device).unwrap();
             assert_eq!(restored.state(), optim.state());
             let mut broken = optim.state();
             broken.pop();
-            assert!(AdamW::<Flex>::restore(config, 3, broken, &device).unwrap_err().contains("w.second"));
+            assert!(AdamW::<CpuBackend>::restore(config, 3, broken, &device).unwrap_err().contains("w.second"));
         }
     }
 }
