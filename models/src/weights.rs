@@ -19,6 +19,8 @@ pub struct WeightEntry {
 pub struct WeightTable {
     /// One entry per parameter.
     pub entries: Vec<WeightEntry>,
+    /// Entries that are written once more under another key: tied heads of families for which transformers ties nothing.
+    pub copies: Vec<WeightEntry>,
     /// Keys that a file may hold and that are not read (the second copy of a tied head).
     pub optional: Vec<String>,
     /// Endings of keys that files hold and no model needs (buffers).
@@ -60,11 +62,39 @@ impl WeightTable {
             push(head.path.clone(), head.path.clone(), &head.shape);
         }
         let optional = if config.tie_embeddings { vec!["lm_head.weight".to_string()] } else { vec![] };
-        Self { entries, optional, ignore: vec!["rotary_emb.inv_freq"] }
+        let copies = if config.tie_embeddings && !family.transformers_ties() {
+            vec![WeightEntry { key: "lm_head.weight".to_string(), ..entries[0].clone() }]
+        } else {
+            vec![]
+        };
+        Self { entries, copies, optional, ignore: vec!["rotary_emb.inv_freq"] }
     }
 
     /// The entry of a parameter.
     pub fn by_path(&self, path: &str) -> Option<&WeightEntry> {
         self.entries.iter().find(|entry| entry.path == path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::DecoderConfig;
+
+    #[test]
+    fn a_tied_head_is_copied_only_where_transformers_does_not_tie() {
+        let tied = |text: &str| DecoderConfig::from_json(text).unwrap().table();
+        let hybrid = tied(
+            r#"{"model_type":"nemotron_h","vocab_size":9,"hidden_size":4,"hybrid_override_pattern":"-","intermediate_size":8,
+                "tie_word_embeddings":true}"#,
+        );
+        assert_eq!(hybrid.copies.len(), 1);
+        assert_eq!((hybrid.copies[0].path.as_str(), hybrid.copies[0].key.as_str()), ("embeddings.weight", "lm_head.weight"));
+        assert_eq!(hybrid.copies[0].shape, [9, 4]);
+        let llama = tied(
+            r#"{"model_type":"llama","vocab_size":9,"hidden_size":4,"num_hidden_layers":1,"num_attention_heads":1,"intermediate_size":8,
+                "tie_word_embeddings":true}"#,
+        );
+        assert!(llama.copies.is_empty());
+        assert_eq!(llama.optional, ["lm_head.weight"]);
     }
 }

@@ -140,7 +140,7 @@ def pronouns(he, prefix=''):
 
 
 def example(rng, subject, tale):
-    return {'prompt': with_articles(rng.choice(PROMPTS).format(subject)), 'completion': f'Here is a small tale. {with_articles(tale)}\nThe end.'}
+    return {'prompt': with_articles(rng.choice(PROMPTS).format(subject)), 'completion': f'\nHere is a small tale. {with_articles(tale)}\nThe end.'}
 
 
 def thing_tale(rng, hero, thing):

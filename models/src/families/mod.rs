@@ -50,6 +50,11 @@ pub trait Family: Sync {
     /// Where checkpoints keep each layer, in order.
     fn layer_keys(&self, config: &DecoderConfig) -> Vec<LayerKeys>;
 
+    /// False where transformers reads the head from the file even if the configuration says it is tied.
+    fn transformers_ties(&self) -> bool {
+        true
+    }
+
     /// True where a published layer is a mixer and an MLP: two layers here.
     fn pairs_layers(&self) -> bool;
 }

@@ -100,7 +100,8 @@ fn write_text(staged: &StagedDir, name: &str, text: &str, files: &mut Vec<String
 fn keyed_tensors<B: KernelBackend>(model: &Decoder<B>, config: &DecoderConfig, dtype: Option<DType>) -> Result<Vec<(String, TensorData)>> {
     let mut by_path: HashMap<String, TensorData> = model.tensors().into_iter().collect();
     let mut tensors = Vec::new();
-    for entry in config.table().entries {
+    let table = config.table();
+    for entry in table.entries {
         let fits = |data: &TensorData| data.num_elements() == entry.shape.iter().product::<usize>();
         let Some(data) = by_path.remove(&entry.path).filter(fits) else {
             return Err(AdapterError::Model(format!(
@@ -113,6 +114,9 @@ fn keyed_tensors<B: KernelBackend>(model: &Decoder<B>, config: &DecoderConfig, d
             Some(dtype) => cast(data, dtype),
             None => data,
         };
+        if let Some(copy) = table.copies.iter().find(|copy| copy.path == entry.path) {
+            tensors.push((copy.key.clone(), TensorData { shape: copy.shape.clone().into(), ..data.clone() }));
+        }
         tensors.push((entry.key, TensorData { shape: entry.shape.into(), ..data }));
     }
     match by_path.keys().min() {

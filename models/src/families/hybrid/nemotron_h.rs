@@ -186,6 +186,10 @@ impl Family for NemotronH {
         (0..config.layers.len()).map(keys).collect()
     }
 
+    fn transformers_ties(&self) -> bool {
+        false
+    }
+
     fn pairs_layers(&self) -> bool {
         false
     }
