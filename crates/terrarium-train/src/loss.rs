@@ -1,5 +1,7 @@
 //! Cross-entropy over labelled positions, in slices so that the logits of a whole batch never exist at once.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, IndexingUpdateOp, Int, Tensor, TensorData};
 use terrarium_kernels::{KernelBackend, TrainBackend};
@@ -7,6 +9,16 @@ use terrarium_models::Decoder;
 
 use crate::data::{Batch, IGNORED};
 use crate::gradients::Gradients;
+
+/// Held while gradients are recorded and computed. Take it before recording any beside this crate's in the same process.
+///
+/// At the end of every backward pass Burn 0.21 sweeps the graphs of all threads, and may free steps of one that another thread is
+/// still building; gradients are then lost without a word (tracel-ai/burn#5573).
+pub fn one_at_a_time() -> MutexGuard<'static, ()> {
+    static LOCK: Mutex<()> = Mutex::new(());
+    // It guards no data: a panic elsewhere has left nothing half-done.
+    LOCK.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Logits that may exist at once. A few buffers of this size are alive together.
 const SLICE: usize = 1 << 24;
@@ -69,6 +81,7 @@ pub fn backward<B: TrainBackend>(
     let Some(targets) = Targets::<B>::of(batch, device) else {
         return Tensor::zeros([1], (device, DType::F32));
     };
+    let _alone = one_at_a_time();
     let (hidden, _) = model.hidden(ids(batch, device), None, &batch.layout());
     let [b, l, d] = hidden.dims();
     let labelled = hidden.reshape([b * l, d]).select(0, targets.positions.clone()); // [n, d]

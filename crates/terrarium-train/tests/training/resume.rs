@@ -98,3 +98,19 @@ fn a_stale_validation_loss_ends_the_run() {
     assert_eq!((report.outcome, report.step), (Outcome::EarlyStopped, 3));
     assert!(report.model_dir.is_some());
 }
+
+#[test]
+fn runs_beside_each_other_do_not_disturb_each_other() {
+    // Burn 0.21 loses gradients when two threads record at once; see `loss::one_at_a_time`.
+    let dir = tempfile::tempdir().unwrap();
+    let config = config(dir.path(), &[]);
+    let path = |name: &str| dir.path().join(name);
+    run(options(config.clone(), path("alone")), Vec::new()).unwrap();
+    std::thread::scope(|scope| {
+        for name in ["a", "b", "c", "d"] {
+            let (config, out) = (config.clone(), path(name));
+            scope.spawn(move || run(options(config, out), Vec::new()).unwrap());
+        }
+    });
+    ["a", "b", "c", "d"].iter().for_each(|name| assert_same_run(&path("alone"), &path(name), 8));
+}
