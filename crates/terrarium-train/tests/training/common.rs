@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use burn::backend::Autodiff;
+use burn::tensor::backend::Backend;
 use serde_json::Value;
 use terrarium_kernels::backend::{CpuBackend, DeviceSpec};
 use terrarium_models::{Decoder, DecoderConfig};
@@ -80,25 +81,36 @@ impl Observer for Watch {
     }
 }
 
-/// Asserts that two runs stand at exactly the same point.
+/// Asserts that two runs stand at the same point: on `flex` bit for bit, elsewhere as near as sums in another order allow.
 pub fn assert_same_run(a: &Path, b: &Path, step: usize) {
     let read = |dir: &Path| Checkpoint::read(&dir.join(format!("checkpoints/step-{step:06}"))).unwrap();
     let (mut a_end, mut b_end) = (read(a), read(b));
     assert!(!a_end.model.is_empty() && !a_end.optimizer.is_empty());
-    assert_eq!(a_end.model, b_end.model, "weights differ");
-    assert_eq!(a_end.optimizer, b_end.optimizer, "moments differ");
+    let exact = Inner::name(&Default::default()) == "flex";
+    for (what, a, b) in [("weights", &a_end.model, &b_end.model), ("moments", &a_end.optimizer, &b_end.optimizer)] {
+        assert_eq!(a.len(), b.len());
+        for ((path, a), (other, b)) in a.iter().zip(b) {
+            let near = || a.iter::<f32>().zip(b.iter::<f32>()).all(|(a, b)| (a - b).abs() < 2e-3);
+            assert!(path == other && (a == b || (!exact && near())), "{what} differ in {path}");
+        }
+    }
+    assert_eq!((a_end.state.cursor, a_end.state.tokens), (b_end.state.cursor, b_end.state.tokens));
+    if !exact {
+        return;
+    }
     (a_end.state.seconds, b_end.state.seconds) = (0.0, 0.0);
     assert_eq!(a_end.state, b_end.state);
-    let curve = |dir: &Path| -> Vec<Value> {
-        let text = std::fs::read_to_string(dir.join("log.jsonl")).unwrap();
-        let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-        lines
-            .map(|mut line| {
-                let map = line.as_object_mut().unwrap();
-                ["seconds", "tokens_per_s", "memory"].iter().for_each(|key| drop(map.remove(*key)));
-                line
-            })
-            .collect()
-    };
     assert_eq!(curve(a), curve(b), "logs differ");
+}
+
+/// The log without what depends on the clock.
+fn curve(dir: &Path) -> Vec<Value> {
+    let text = std::fs::read_to_string(dir.join("log.jsonl")).unwrap();
+    let timeless = |line: &str| {
+        let mut line: Value = serde_json::from_str(line).unwrap();
+        let map = line.as_object_mut().unwrap();
+        ["seconds", "tokens_per_s", "memory"].iter().for_each(|key| drop(map.remove(*key)));
+        line
+    };
+    text.lines().map(timeless).collect()
 }
