@@ -115,12 +115,23 @@ fn main() {
         let _ = causal_conv1d(args.clone()).y.sum().backward();
     });
     for l in [512, 1] {
-        let args = NormArgs::<Plain> { y: random([1, l, 1536]), z: random([1, l, 1536]), weight: random([1536]), groups: 1, eps: 1e-5 };
+        let args =
+            NormArgs::<Plain> { y: random([1, l, 1536]), z: Some(random([1, l, 1536])), weight: random([1536]), groups: 1, eps: 1e-5 };
         compare(&format!("rms_norm_gated l={l} e=1536 forward"), || {
             let _ = rms_norm_gated(args.clone());
         });
     }
-    for (rows, inputs, outputs) in [(1, 576, 49152), (1, 768, 50288), (1, 768, 3352), (4, 576, 49152), (16, 576, 49152), (64, 576, 1536)] {
+    for (rows, inputs, outputs) in [
+        (1, 576, 49152),
+        (1, 768, 50288),
+        (1, 768, 3352),
+        (4, 576, 49152),
+        (16, 576, 49152),
+        (64, 576, 1536),
+        (512, 576, 1536),
+        (512, 1536, 576),
+        (512, 768, 3352),
+    ] {
         let (x, weight) = (random::<Plain, 2>([rows, inputs]), random::<Plain, 2>([outputs, inputs]));
         let ms = compare(&format!("linear {rows} x {inputs} by {outputs}"), || {
             let _ = linear(x.clone(), weight.clone(), None);

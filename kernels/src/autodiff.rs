@@ -229,7 +229,7 @@ struct Norm {
 
 impl Norm {
     fn args<B: Backend>(self, [y, z, weight]: [Input<B>; 3]) -> NormArgs<B> {
-        NormArgs { y: up(y.expect(READ)), z: up(z.expect(READ)), weight: up(weight.expect(READ)), groups: self.groups, eps: self.eps }
+        NormArgs { y: up(y.expect(READ)), z: z.map(up), weight: up(weight.expect(READ)), groups: self.groups, eps: self.eps }
     }
 }
 
@@ -237,7 +237,7 @@ impl<B: KernelBackend> Node<B, 3> for Norm {
     fn backward(self, inputs: [Input<B>; 3], _tracked: [bool; 3], [dout, _]: [Input<B>; 2]) -> [Input<B>; 3] {
         let dout = up(dout.expect("the output's gradient"));
         let grads = B::rms_norm_gated_backward(self.args(inputs), dout).expect("a fast path has a backward");
-        [Some(down(grads.y)), Some(down(grads.z)), Some(down(grads.weight))]
+        [Some(down(grads.y)), grads.z.map(down), Some(down(grads.weight))]
     }
 }
 
@@ -317,7 +317,7 @@ impl<B: KernelBackend, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
             return rms_norm_gated::reference::rms_norm_gated(args);
         }
         let node = Norm { groups: args.groups, eps: args.eps };
-        let inputs = [Some(down(args.y)), Some(down(args.z)), Some(down(args.weight))];
+        let inputs = [Some(down(args.y)), args.z.map(down), Some(down(args.weight))];
         up(record::<B, C, _, 3>(node.clone(), inputs, |inputs| (down(B::rms_norm_gated(node.args(inputs))), None)).0)
     }
 

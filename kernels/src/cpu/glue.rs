@@ -92,23 +92,23 @@ impl<B: HostBackend> KernelBackend for B {
         if fused::<B>(Op::RmsNormGated, dtype).is_none() {
             return rms_norm_gated::reference::rms_norm_gated(args);
         }
-        let [y, z] = [args.y, args.z].map(B::read);
-        let weight = B::read(args.weight);
-        let input = rms_norm_gated::cpu::NormInput { y: &y, z: &z, weight: &weight, groups: args.groups, eps: args.eps };
+        let (y, z, weight) = (B::read(args.y), args.z.map(B::read), B::read(args.weight));
+        let input = rms_norm_gated::cpu::NormInput { y: &y, z: z.as_deref(), weight: &weight, groups: args.groups, eps: args.eps };
         B::write(rms_norm_gated::cpu::forward(&input), shape, dtype)
     }
 
     fn rms_norm_gated_backward(args: NormArgs<B>, dout: Tensor<B, 3>) -> Option<NormGrads<B>> {
-        let (dtypes, shape) = ([args.y.dtype(), args.z.dtype(), args.weight.dtype()], args.y.dims());
+        let (dtypes, shape) = ([args.y.dtype(), args.weight.dtype()], args.y.dims());
+        let gate = args.z.as_ref().map(Tensor::dtype);
         fused::<B>(Op::RmsNormGated, dtypes[0])?;
-        let [y, z, dout] = [args.y, args.z, dout].map(B::read);
-        let weight = B::read(args.weight);
-        let input = rms_norm_gated::cpu::NormInput { y: &y, z: &z, weight: &weight, groups: args.groups, eps: args.eps };
+        let (y, z, weight) = (B::read(args.y), args.z.map(B::read), B::read(args.weight));
+        let dout = B::read(dout);
+        let input = rms_norm_gated::cpu::NormInput { y: &y, z: z.as_deref(), weight: &weight, groups: args.groups, eps: args.eps };
         let [dy, dz, dw] = rms_norm_gated::cpu::backward(&input, &dout);
         Some(NormGrads {
             y: B::write(dy, shape, dtypes[0]),
-            z: B::write(dz, shape, dtypes[1]),
-            weight: B::write(dw, [shape[2]], dtypes[2]),
+            z: gate.map(|dtype| B::write(dz, shape, dtype)),
+            weight: B::write(dw, [shape[2]], dtypes[1]),
         })
     }
 
@@ -138,8 +138,7 @@ impl<B: HostBackend> KernelBackend for B {
     fn linear(x: Tensor<B, 2>, weight: Tensor<B, 2>) -> Tensor<B, 2> {
         let ([rows, inputs], [outputs, _]) = (x.dims(), weight.dims());
         let dtype = x.dtype();
-        // Many rows reuse the weight: there Burn's matrix product is the better tool.
-        if rows == 0 || rows > linear::cpu::MOST_ROWS || fused::<B>(Op::Linear, dtype).is_none() {
+        if rows == 0 || fused::<B>(Op::Linear, dtype).is_none() {
             return linear::reference::linear(x, weight);
         }
         match B::borrow(&weight) {

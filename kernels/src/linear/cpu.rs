@@ -1,4 +1,4 @@
-//! Few rows against a large weight: the time is that of reading the weight once.
+//! Few rows against a large weight: the time is that of reading the weight once. Many rows: tiles that stay in cache.
 
 use pulp::{Arch, Simd, WithSimd};
 
@@ -6,14 +6,20 @@ use crate::cpu::math::transposed;
 use crate::cpu::product::{Left, Product, Start, aligned};
 use crate::cpu::threads::{Shared, for_each};
 
-/// Above this, reuse of the weight pays for Burn's matrix product.
-pub(crate) const MOST_ROWS: usize = 64;
+/// Above this, turning the weight pays.
+const MOST_ROWS: usize = 64;
+
+/// Outputs and rows of one task where there are many rows.
+const WIDE: [usize; 2] = [64, 512];
 
 /// Up to this many rows, inner products along the weight as it lies.
 const FEW: usize = 4;
 
 /// `x [rows, inputs]`, `weight [outputs, inputs]` -> `[rows, outputs]`.
 pub(crate) fn forward(x: &[f32], weight: &[f32], rows: usize, inputs: usize, outputs: usize) -> Vec<f32> {
+    if rows > MOST_ROWS {
+        return many_rows(x, weight, rows, inputs, outputs);
+    }
     let mut y = vec![0.0; rows * outputs];
     let shared = Shared::new(&mut y);
     // Enough of the weight for a task to run at memory speed, in whole groups of rows.
@@ -41,6 +47,38 @@ pub(crate) fn forward(x: &[f32], weight: &[f32], rows: usize, inputs: usize, out
             // SAFETY: each output column belongs to one task.
             let y = unsafe { shared.part(row * outputs + first, count) };
             y.iter_mut().zip(scratch[row..].iter().step_by(columns)).for_each(|(y, value)| *y = *value);
+        }
+    });
+    y
+}
+
+/// Each task turns a few weight rows, so that the product's inner loop runs along outputs, and copies its tile into place.
+fn many_rows(x: &[f32], weight: &[f32], rows: usize, inputs: usize, outputs: usize) -> Vec<f32> {
+    let mut y = vec![0.0; rows * outputs];
+    let shared = Shared::new(&mut y);
+    let [width, height] = WIDE;
+    let across = outputs.div_ceil(width);
+    let arch = Arch::new();
+    let scratch = || (vec![0.0; inputs * width], vec![0.0; height.min(rows) * width]);
+    for_each(across * rows.div_ceil(height), outputs * inputs * rows, scratch, |(turned, tile), task| {
+        let (first, top) = (task % across * width, task / across * height);
+        let (count, rows) = (width.min(outputs - first), height.min(rows - top));
+        transposed(arch, turned, width, &weight[first * inputs..][..count * inputs], inputs, count, inputs);
+        Product {
+            out: tile,
+            out_stride: width,
+            left: Left::rows(&x[top * inputs..][..rows * inputs], inputs),
+            right: turned,
+            right_stride: width,
+            rows,
+            columns: aligned(count),
+            depth: inputs,
+            start: Start::Zero,
+        }
+        .run(arch);
+        for (row, tile) in tile.chunks(width).take(rows).enumerate() {
+            // SAFETY: rows and outputs of a tile belong to one task.
+            unsafe { shared.part((top + row) * outputs + first, count) }.copy_from_slice(&tile[..count]);
         }
     });
     y

@@ -8,7 +8,7 @@ use crate::cpu::threads::{Shared, for_each};
 /// Arguments as slices; shapes as in [`super::NormArgs`].
 pub(crate) struct NormInput<'a> {
     pub y: &'a [f32],
-    pub z: &'a [f32],
+    pub z: Option<&'a [f32]>,
     pub weight: &'a [f32],
     pub groups: usize,
     pub eps: f32,
@@ -37,7 +37,7 @@ pub(crate) fn forward(input: &NormInput) -> Vec<f32> {
             for row in block * BLOCK..input.rows().min((block + 1) * BLOCK) {
                 // SAFETY: each row belongs to one task.
                 let out = unsafe { shared.part(row * e, e) };
-                let (y, z) = (&input.y[row * e..][..e], &input.z[row * e..][..e]);
+                let (y, z) = (&input.y[row * e..][..e], input.z.map(|z| &z[row * e..][..e]));
                 vectorized!(arch, normalize(out, y, z, input.weight, input.groups, input.eps));
             }
         },
@@ -46,9 +46,10 @@ pub(crate) fn forward(input: &NormInput) -> Vec<f32> {
 }
 
 #[inline(always)]
-fn normalize(out: &mut [f32], y: &[f32], z: &[f32], weight: &[f32], groups: usize, eps: f32) {
-    for ((out, &y), &z) in out.iter_mut().zip(y).zip(z) {
-        *out = y * silu(z);
+fn normalize(out: &mut [f32], y: &[f32], z: Option<&[f32]>, weight: &[f32], groups: usize, eps: f32) {
+    match z {
+        None => out.copy_from_slice(y),
+        Some(z) => out.iter_mut().zip(y).zip(z).for_each(|((out, &y), &z)| *out = y * silu(z)),
     }
     let width = out.len() / groups;
     for (out, weight) in out.chunks_exact_mut(width).zip(weight.chunks_exact(width)) {
@@ -59,11 +60,12 @@ fn normalize(out: &mut [f32], y: &[f32], z: &[f32], weight: &[f32], groups: usiz
     }
 }
 
-/// Gradients of `y`, `z` and `weight`.
+/// Gradients of `y`, `z` (empty without a gate) and `weight`.
 pub(crate) fn backward(input: &NormInput, dout: &[f32]) -> [Vec<f32>; 3] {
     let e = input.weight.len();
     let blocks = input.rows().div_ceil(BLOCK);
-    let (mut dy, mut dz, mut parts) = (vec![0.0; dout.len()], vec![0.0; dout.len()], vec![0.0; blocks * e]);
+    let gated = usize::from(input.z.is_some());
+    let (mut dy, mut dz, mut parts) = (vec![0.0; dout.len()], vec![0.0; gated * dout.len()], vec![0.0; blocks * e]);
     let (shared_y, shared_z, shared_w) = (Shared::new(&mut dy), Shared::new(&mut dz), Shared::new(&mut parts));
     let arch = Arch::new();
     for_each(
@@ -75,14 +77,14 @@ pub(crate) fn backward(input: &NormInput, dout: &[f32]) -> [Vec<f32>; 3] {
             let dw = unsafe { shared_w.part(block * e, e) };
             for row in block * BLOCK..input.rows().min((block + 1) * BLOCK) {
                 // SAFETY: each row belongs to one task.
-                let (dy, dz) = unsafe { (shared_y.part(row * e, e), shared_z.part(row * e, e)) };
+                let (dy, dz) = unsafe { (shared_y.part(row * e, e), shared_z.part(gated * row * e, gated * e)) };
                 let row = row * e..(row + 1) * e;
                 vectorized!(
                     arch,
                     differentiate(
                         input,
                         &input.y[row.clone()],
-                        &input.z[row.clone()],
+                        input.z.map(|z| &z[row.clone()]),
                         &dout[row.clone()],
                         [&mut *dy, &mut *dz, &mut *dw],
                         scratch
@@ -100,26 +102,33 @@ pub(crate) fn backward(input: &NormInput, dout: &[f32]) -> [Vec<f32>; 3] {
 
 /// With `v = y silu(z)`, `u = v r` and `r = rsqrt(mean(v^2) + eps)`: `dv = r (g - u mean(g u))`, `g = dout * weight`.
 #[inline(always)]
-fn differentiate(input: &NormInput, y: &[f32], z: &[f32], dout: &[f32], [dy, dz, dw]: [&mut [f32]; 3], scratch: &mut [f32]) {
+fn differentiate(input: &NormInput, y: &[f32], z: Option<&[f32]>, dout: &[f32], [dy, dz, dw]: [&mut [f32]; 3], scratch: &mut [f32]) {
     let width = y.len() / input.groups;
     let (v, g) = scratch.split_at_mut(y.len());
     for i in 0..y.len() {
-        v[i] = y[i] * silu(z[i]);
         g[i] = dout[i] * input.weight[i];
+    }
+    match z {
+        None => v.copy_from_slice(y),
+        Some(z) => v.iter_mut().zip(y).zip(z).for_each(|((v, &y), &z)| *v = y * silu(z)),
     }
     for from in (0..y.len()).step_by(width) {
         let group = from..from + width;
         let (v, g) = (&v[group.clone()], &g[group.clone()]);
         let scale = 1.0 / (dot(v, v) / width as f32 + input.eps).sqrt();
         let pull = dot(g, v) / width as f32 * scale * scale;
-        let (y, z, dout) = (&y[group.clone()], &z[group.clone()], &dout[group.clone()]);
-        let (dy, dz, dw) = (&mut dy[group.clone()], &mut dz[group.clone()], &mut dw[group]);
+        let (y, dout) = (&y[group.clone()], &dout[group.clone()]);
+        let (dy, dw) = (&mut dy[group.clone()], &mut dw[group.clone()]);
         for i in 0..width {
-            let dv = scale * (g[i] - v[i] * pull);
-            let s = sigmoid(z[i]);
-            dy[i] = dv * (z[i] * s);
-            dz[i] = dv * y[i] * (s * (1.0 + z[i] * (1.0 - s)));
+            dy[i] = scale * (g[i] - v[i] * pull);
             dw[i] += dout[i] * v[i] * scale;
+        }
+        let Some(z) = z.map(|z| &z[group.clone()]) else { continue };
+        let dz = &mut dz[group];
+        for i in 0..width {
+            let s = sigmoid(z[i]);
+            dz[i] = dy[i] * y[i] * (s * (1.0 + z[i] * (1.0 - s)));
+            dy[i] *= z[i] * s;
         }
     }
 }

@@ -1,7 +1,8 @@
-//! Root-mean-square norm of a gated signal, per group of channels.
+//! Root-mean-square norm of a signal, gated or not, per group of channels.
 //!
 //! `v = y * silu(z)`, `out = v * rsqrt(mean(v^2) + eps) * weight`, the mean over each of `g` contiguous groups of
-//! `e / g` channels; computed in float32. The gate comes first in every released Mamba-2 model.
+//! `e / g` channels; computed in float32. The gate comes first in every released Mamba-2 model. Without a gate `v = y`:
+//! the norm before every mixer.
 
 #[cfg(any(feature = "flex", feature = "ndarray"))]
 pub(crate) mod cpu;
@@ -19,8 +20,8 @@ use crate::{ArgumentError, KernelBackend, Op};
 pub struct NormArgs<B: Backend> {
     /// Signal, `[b, l, e]`.
     pub y: Tensor<B, 3>,
-    /// Gate, `[b, l, e]`.
-    pub z: Tensor<B, 3>,
+    /// Gate, `[b, l, e]`; none for the plain norm.
+    pub z: Option<Tensor<B, 3>>,
     /// `[e]`.
     pub weight: Tensor<B, 1>,
     /// Groups that are normalised separately.
@@ -34,8 +35,8 @@ pub struct NormArgs<B: Backend> {
 pub struct NormGrads<B: Backend> {
     /// `[b, l, e]`.
     pub y: Tensor<B, 3>,
-    /// `[b, l, e]`.
-    pub z: Tensor<B, 3>,
+    /// `[b, l, e]`, if there is a gate.
+    pub z: Option<Tensor<B, 3>>,
     /// `[e]`.
     pub weight: Tensor<B, 1>,
 }
@@ -48,7 +49,9 @@ impl<B: Backend> NormArgs<B> {
     pub fn check(&self) -> Result<(), ArgumentError> {
         const OP: &str = "rms_norm_gated";
         let [b, l, e] = self.y.dims();
-        expect_shape(OP, "z", &self.z.dims(), &[b, l, e])?;
+        if let Some(z) = &self.z {
+            expect_shape(OP, "z", &z.dims(), &[b, l, e])?;
+        }
         expect_shape(OP, "weight", &self.weight.dims(), &[e])?;
         if self.groups == 0 || !e.is_multiple_of(self.groups) {
             return Err(ArgumentError::NotDivisible { op: OP, what: "channels", value: e, by: "groups", divisor: self.groups });

@@ -11,7 +11,11 @@ pub fn rms_norm_gated<B: Backend>(args: NormArgs<B>) -> Tensor<B, 3> {
     let [b, l, e] = args.y.dims();
     let g = args.groups;
     let dtype = args.y.dtype();
-    let v = args.y.cast(DType::F32) * silu(args.z.cast(DType::F32));
+    let y = args.y.cast(DType::F32);
+    let v = match args.z {
+        Some(z) => y * silu(z.cast(DType::F32)),
+        None => y,
+    };
     let v = v.reshape([b, l, g, e / g]);
     let scale = (v.clone().powi_scalar(2).mean_dim(3) + args.eps).sqrt().recip(); // [b, l, g, 1]
     ((v * scale).reshape([b, l, e]) * args.weight.cast(DType::F32).reshape([1, 1, e])).cast(dtype)

@@ -50,6 +50,7 @@ fn cases() -> Vec<LinearCase> {
             LinearCase { rows: 16, inputs: 64, outputs: 130 },
             LinearCase { rows: 37, inputs: 50, outputs: 41 },
             LinearCase { rows: 70, inputs: 48, outputs: 31 },
+            LinearCase { rows: 515, inputs: 33, outputs: 130 },
         ]);
     }
     cases

@@ -12,19 +12,27 @@ struct NormCase {
     l: usize,
     e: usize,
     groups: usize,
+    gated: bool,
 }
 
 impl Case for NormCase {
     fn inputs(&self) -> Bag<Vec<f64>> {
         let &NormCase { b, l, e, .. } = self;
         let mut rng = Rng::new((l * 13 + e) as u64);
-        Bag(vec![("y", rng.uniform(-1.0, 1.0, b * l * e)), ("z", rng.uniform(-2.0, 2.0, b * l * e)), ("weight", rng.uniform(0.5, 1.5, e))])
+        let mut inputs = vec![("y", rng.uniform(-1.0, 1.0, b * l * e)), ("weight", rng.uniform(0.5, 1.5, e))];
+        if self.gated {
+            inputs.push(("z", rng.uniform(-2.0, 2.0, b * l * e)));
+        }
+        Bag(inputs)
     }
 
     fn scalar(&self, inputs: &Bag<Vec<f64>>) -> Vec<Vec<f64>> {
-        let (y, z, weight) = (inputs.get("y"), inputs.get("z"), inputs.get("weight"));
+        let (y, weight) = (inputs.get("y"), inputs.get("weight"));
         let width = self.e / self.groups;
-        let gated: Vec<f64> = y.iter().zip(&z).map(|(y, z)| y * z / (1.0 + (-z).exp())).collect();
+        let gated: Vec<f64> = match self.gated {
+            true => y.iter().zip(&inputs.get("z")).map(|(y, z)| y * z / (1.0 + (-z).exp())).collect(),
+            false => y.to_vec(),
+        };
         let mut out = Vec::with_capacity(gated.len());
         for (i, group) in gated.chunks(width).enumerate() {
             let scale = 1.0 / (group.iter().map(|v| v * v).sum::<f64>() / width as f64 + EPS).sqrt();
@@ -35,10 +43,10 @@ impl Case for NormCase {
     }
 
     fn run<B: KernelBackend>(&self, inputs: &Bag<Tensor<B, 1>>, way: &Way, dtype: DType) -> Vec<Tensor<B, 1>> {
-        let &NormCase { b, l, e, groups } = self;
+        let &NormCase { b, l, e, groups, gated } = self;
         let args = NormArgs {
             y: inputs.get("y").reshape([b, l, e]).cast(dtype),
-            z: inputs.get("z").reshape([b, l, e]).cast(dtype),
+            z: gated.then(|| inputs.get("z").reshape([b, l, e]).cast(dtype)),
             weight: inputs.get("weight"),
             groups,
             eps: EPS as f32,
@@ -55,12 +63,14 @@ impl Case for NormCase {
 const EPS: f64 = 1e-5;
 
 fn cases() -> Vec<NormCase> {
-    let mut cases = vec![NormCase { b: 1, l: 1, e: 6, groups: 1 }, NormCase { b: 2, l: 3, e: 36, groups: 2 }];
+    let mut cases = vec![NormCase { b: 1, l: 1, e: 6, groups: 1, gated: true }, NormCase { b: 2, l: 3, e: 36, groups: 2, gated: true }];
+    cases.push(NormCase { b: 2, l: 3, e: 21, groups: 1, gated: false });
     if !SLOW {
         cases.extend([
-            NormCase { b: 3, l: 65, e: 60, groups: 3 },
-            NormCase { b: 1, l: 1, e: 1536, groups: 1 },
-            NormCase { b: 1, l: 200, e: 320, groups: 1 },
+            NormCase { b: 2, l: 65, e: 60, groups: 3, gated: false },
+            NormCase { b: 3, l: 65, e: 60, groups: 3, gated: true },
+            NormCase { b: 1, l: 1, e: 1536, groups: 1, gated: true },
+            NormCase { b: 1, l: 200, e: 320, groups: 1, gated: true },
         ]);
     }
     cases
@@ -75,7 +85,7 @@ fn all_paths_agree_with_the_scalar_loop() {
 
 #[test]
 fn gradients_agree_with_differences() {
-    for case in [NormCase { b: 1, l: 3, e: 10, groups: 2 }, NormCase { b: 2, l: 1, e: 21, groups: 1 }] {
+    for case in [NormCase { b: 1, l: 3, e: 10, groups: 2, gated: true }, NormCase { b: 2, l: 1, e: 21, groups: 1, gated: false }] {
         check_differences(&case, &[Way::Reference, Way::Public], 1);
     }
 }
@@ -83,7 +93,7 @@ fn gradients_agree_with_differences() {
 #[test]
 fn results_do_not_depend_on_threads() {
     if !SLOW {
-        check_threads(&NormCase { b: 2, l: 200, e: 320, groups: 2 }, 1);
+        check_threads(&NormCase { b: 2, l: 200, e: 320, groups: 2, gated: true }, 1);
     }
 }
 
@@ -100,7 +110,7 @@ fn half_precision_inputs_round_only_the_output() {
         return;
     }
     for (dtype, tolerance) in [(DType::BF16, 4.1e-3), (DType::F16, 5.1e-4)] {
-        let case = NormCase { b: 2, l: 9, e: 40, groups: 2 };
+        let case = NormCase { b: 2, l: 9, e: 40, groups: 2, gated: true };
         close_lists(&format!("{dtype:?}"), &outputs(&case, &Way::Public, dtype), &case.scalar(&case.inputs()), tolerance);
         let want = gradients(&case, &Way::Reference, DType::F32, &[0]);
         close_bags(&format!("{dtype:?}"), &gradients(&case, &Way::Public, dtype, &[0]), &want, 4.0 * tolerance);

@@ -1,8 +1,10 @@
 //! Root-mean-square norm.
 
 use burn::module::{Module, Param};
+use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
-use burn::tensor::{DType, Tensor};
+use terrarium_kernels::KernelBackend;
+use terrarium_kernels::rms_norm_gated::{NormArgs, rms_norm_gated};
 
 use crate::params::Bag;
 
@@ -19,12 +21,11 @@ impl<B: Backend> RmsNorm<B> {
     pub(crate) fn take(bag: &mut Bag<B>, name: &str, eps: f32) -> Self {
         Self { weight: bag.take(name), eps }
     }
+}
 
+impl<B: KernelBackend> RmsNorm<B> {
     /// `[b, l, d]` -> `[b, l, d]`.
     pub fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        let dtype = x.dtype();
-        let x = x.cast(DType::F32);
-        let scale = (x.clone().powi_scalar(2).mean_dim(2) + self.eps).sqrt().recip(); // [b, l, 1]
-        (x * scale * self.weight.val().cast(DType::F32).unsqueeze()).cast(dtype)
+        rms_norm_gated(NormArgs { y: x, z: None, weight: self.weight.val(), groups: 1, eps: self.eps })
     }
 }

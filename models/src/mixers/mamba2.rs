@@ -168,8 +168,13 @@ impl<B: KernelBackend> Mamba2<B> {
             segments: sequence.segments().cloned(),
             options: SsdOptions { dt_softplus: true, dt_limit: config.dt_limit, chunk: config.chunk },
         });
-        let y =
-            rms_norm_gated(NormArgs { y: scanned.y.reshape([b, l, e]), z, weight: self.norm.weight.val(), groups: g, eps: self.norm.eps });
+        let y = rms_norm_gated(NormArgs {
+            y: scanned.y.reshape([b, l, e]),
+            z: Some(z),
+            weight: self.norm.weight.val(),
+            groups: g,
+            eps: self.norm.eps,
+        });
         (self.out_proj.forward(y), Mamba2Cache { conv: convolved.state, ssm: scanned.state })
     }
 
