@@ -11,7 +11,8 @@ cache, logits of the last), `train256`/`train512` (forward, loss, backward, Adam
 The peer runs eager and under torch.compile (each in its own process; a compile that exceeds --compile-limit seconds is given up), and the
 faster of the two stands for it in each part: SDPA attention, fused AdamW, static key/value cache where that compiles, inference mode.
 Every round then runs all parts of the peer, then all of ours, each after one unmeasured pass, on the same CPUs. A ratio is peer
-time / our time within one round (above 1: terrarium is faster), so that other load on the machine touches both.
+time / our time within one round (above 1: terrarium is faster). Report figures from an idle machine only: other load touches both sides,
+but not equally (with 5 runnable processes on 2 cores PyTorch's decode took 7 times its idle time), so busy rounds flatter terrarium.
 
 Needs torch, transformers. Ours must print, for `terrarium bench --model DIR --prompt-tokens 32 --new-tokens 64 --prefill 512
 --train-tokens 256 --repeats 2 --json`, {"decode_ms_per_token": [..], "prefill_ms": [..], "train_step_ms": [..], "threads": n};
