@@ -89,7 +89,8 @@ fn ssd_difference<B: KernelBackend>(noise: &mut Noise<B>) -> f32 {
 }
 
 fn norm_difference<B: KernelBackend>(noise: &mut Noise<B>) -> f32 {
-    let args = NormArgs { y: noise.tensor([2, 33, 96]), z: Some(noise.tensor([2, 33, 96])), weight: noise.tensor([96]), groups: 3, eps: 1e-5 };
+    let args =
+        NormArgs { y: noise.tensor([2, 33, 96]), z: Some(noise.tensor([2, 33, 96])), weight: noise.tensor([96]), groups: 3, eps: 1e-5 };
     difference([(rms_norm_gated::rms_norm_gated(args.clone()), rms_norm_gated::reference::rms_norm_gated(args))])
 }
 
