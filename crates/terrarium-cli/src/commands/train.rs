@@ -18,7 +18,7 @@ use crate::{interrupt, model, output};
 
 /// Train a model as a configuration file says.
 ///
-/// The TOML file has sections [model] (a new model) or [base] (a checkpoint), [data], [train], [lora] and [output]. Everything of the run goes to its directory: the full configuration, a log, checkpoints, and at the end the model in
+/// The TOML file has sections model (a new model) or base (a checkpoint), data, train, lora and output. Everything of the run goes to its directory: the full configuration, a log, checkpoints, and at the end the model in
 /// Hugging Face layout. On a terminal a dashboard shows the curves. Ctrl-C (or q) saves and leaves; --resume goes on.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  terrarium train --config tiny.toml --set train.lr=1e-3 --out-dir runs/tiny\n  \
