@@ -4,11 +4,11 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use burn::backend::Flex;
 use burn::tensor::TensorData;
+use terrarium_kernels::backend::CpuBackend;
 use terrarium_models::{Decoder, DecoderConfig};
 
-pub type B = Flex;
+pub type B = CpuBackend;
 
 /// A real checkpoint that a clone may not have; says so when it is skipped.
 pub fn stories() -> Option<PathBuf> {
