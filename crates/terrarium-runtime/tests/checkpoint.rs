@@ -65,7 +65,7 @@ fn half_precision_checkpoints_load_widened_and_save_bit_equal() {
         if <B as burn::tensor::backend::Backend>::supports_dtype(&device(), dtype) {
             assert_eq!(kept.expect("loads").dtype, dtype);
         } else {
-            let error = kept.err().expect("this backend cannot compute in it").to_string();
+            let error = kept.expect_err("this backend cannot compute in it").to_string();
             assert!(error.contains("use --dtype f32"), "{error}");
         }
     }
