@@ -25,6 +25,7 @@ use crate::attention::{self, AttentionArgs, AttentionMask};
 use crate::causal_conv1d::{self, ConvArgs, ConvOut};
 use crate::path::fused;
 use crate::rms_norm_gated::{self, NormArgs};
+use crate::selective_scan::{self, ScanArgs, ScanOut};
 use crate::ssd::{self, SsdArgs, SsdOptions, SsdOut};
 use crate::{KernelBackend, Op, Segments};
 
@@ -190,6 +191,39 @@ impl<B: KernelBackend> Node<B, 4> for Conv<B> {
 }
 
 #[derive(Clone, Debug)]
+struct SelectiveScan<B: Backend> {
+    segments: Option<Segments<B>>,
+    delta_softplus: bool,
+}
+
+impl<B: Backend> SelectiveScan<B> {
+    fn args(self, [u, delta, a, b, c, d, z, delta_bias, state]: [Input<B>; 9]) -> ScanArgs<B> {
+        ScanArgs {
+            u: up(u.expect(READ)),
+            delta: up(delta.expect(READ)),
+            a: up(a.expect(READ)),
+            b: up(b.expect(READ)),
+            c: up(c.expect(READ)),
+            d: d.map(up),
+            z: z.map(up),
+            delta_bias: delta_bias.map(up),
+            state: state.map(up),
+            segments: self.segments,
+            delta_softplus: self.delta_softplus,
+        }
+    }
+}
+
+impl<B: KernelBackend> Node<B, 9> for SelectiveScan<B> {
+    fn backward(self, inputs: [Input<B>; 9], _tracked: [bool; 9], [dy, dstate]: [Input<B>; 2]) -> [Input<B>; 9] {
+        let grads = B::selective_scan_backward(self.args(inputs), dy.map(up), dstate.map(up)).expect("a fast path has a backward");
+        let [u, delta, b, c] = [grads.u, grads.delta, grads.b, grads.c].map(|grad| Some(down(grad)));
+        let [z, state] = [grads.z, grads.state].map(|grad| grad.map(down));
+        [u, delta, Some(down(grads.a)), b, c, grads.d.map(down), z, grads.delta_bias.map(down), state]
+    }
+}
+
+#[derive(Clone, Debug)]
 struct Scan<B: Backend> {
     segments: Option<Segments<B>>,
     options: SsdOptions,
@@ -295,6 +329,21 @@ impl<B: KernelBackend, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
             (down(out.y), Some(down(out.state)))
         });
         ConvOut { y: up(y), state: up(state.expect("two outputs")) }
+    }
+
+    fn selective_scan(args: ScanArgs<Self>) -> ScanOut<Self> {
+        if fused::<B>(Op::SelectiveScan, args.u.dtype()).is_none() {
+            return selective_scan::reference::selective_scan(args);
+        }
+        let node = SelectiveScan { segments: args.segments.as_ref().map(Segments::inner), delta_softplus: args.delta_softplus };
+        let [u, delta, b, c] = [args.u, args.delta, args.b, args.c].map(|tensor| Some(down(tensor)));
+        let [z, state] = [args.z, args.state].map(|tensor| tensor.map(down));
+        let inputs = [u, delta, Some(down(args.a)), b, c, args.d.map(down), z, args.delta_bias.map(down), state];
+        let (y, state) = record::<B, C, _, 9>(node.clone(), inputs, |inputs| {
+            let out = B::selective_scan(node.args(inputs));
+            (down(out.y), Some(down(out.state)))
+        });
+        ScanOut { y: up(y), state: up(state.expect("two outputs")) }
     }
 
     fn ssd(args: SsdArgs<Self>) -> SsdOut<Self> {

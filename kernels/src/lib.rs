@@ -29,6 +29,7 @@ pub mod linear;
 pub mod path;
 pub mod rms_norm_gated;
 pub mod segments;
+pub mod selective_scan;
 pub mod ssd;
 
 pub use backend::{KernelBackend, TrainBackend};

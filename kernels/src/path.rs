@@ -11,6 +11,8 @@ use crate::KernelBackend;
 pub enum Op {
     /// [`crate::causal_conv1d`]
     CausalConv1d,
+    /// [`crate::selective_scan`]
+    SelectiveScan,
     /// [`crate::ssd`]
     Ssd,
     /// [`crate::rms_norm_gated`]
@@ -23,12 +25,13 @@ pub enum Op {
 
 impl Op {
     /// All operations, in the order of the model.
-    pub const ALL: [Op; 5] = [Op::Linear, Op::CausalConv1d, Op::Ssd, Op::RmsNormGated, Op::Attention];
+    pub const ALL: [Op; 6] = [Op::Linear, Op::CausalConv1d, Op::SelectiveScan, Op::Ssd, Op::RmsNormGated, Op::Attention];
 
     /// Name as printed.
     pub fn name(self) -> &'static str {
         match self {
             Op::CausalConv1d => "causal_conv1d",
+            Op::SelectiveScan => "selective_scan",
             Op::Ssd => "ssd",
             Op::RmsNormGated => "rms_norm_gated",
             Op::Attention => "attention",

@@ -11,6 +11,7 @@ use crate::Op;
 use crate::attention::{self, AttentionArgs, AttentionGrads};
 use crate::causal_conv1d::{self, ConvArgs, ConvGrads, ConvOut};
 use crate::rms_norm_gated::{self, NormArgs, NormGrads};
+use crate::selective_scan::{self, ScanArgs, ScanGrads, ScanOut};
 use crate::ssd::{self, SsdArgs, SsdGrads, SsdOut};
 
 pub use device::{BackendTask, DeviceError, DeviceSpec, Found, compiled, discover, with_backend};
@@ -37,6 +38,21 @@ pub trait KernelBackend: Backend {
         _dy: Option<Tensor<Self, 3>>,
         _dstate: Option<Tensor<Self, 3>>,
     ) -> Option<ConvGrads<Self>> {
+        None
+    }
+
+    /// See [`crate::selective_scan::selective_scan`].
+    fn selective_scan(args: ScanArgs<Self>) -> ScanOut<Self> {
+        selective_scan::reference::selective_scan(args)
+    }
+
+    /// Gradients of [`KernelBackend::selective_scan`] from those of its outputs; an absent one is zero. `None` without a
+    /// fast path.
+    fn selective_scan_backward(
+        _args: ScanArgs<Self>,
+        _dy: Option<Tensor<Self, 3>>,
+        _dstate: Option<Tensor<Self, 3>>,
+    ) -> Option<ScanGrads<Self>> {
         None
     }
 

@@ -10,6 +10,7 @@ use crate::attention::{self, AttentionArgs, AttentionGrads};
 use crate::causal_conv1d::{self, ConvArgs, ConvGrads, ConvOut};
 use crate::path::fused;
 use crate::rms_norm_gated::{self, NormArgs, NormGrads};
+use crate::selective_scan::{self, ScanArgs, ScanGrads, ScanOut};
 use crate::ssd::{self, SsdArgs, SsdGrads, SsdOut};
 use crate::{KernelBackend, Op, Segments, linear};
 
@@ -47,6 +48,44 @@ impl<B: HostBackend> KernelBackend for B {
             weight: B::write(grads.weight, [e, k], input.dtypes[0]),
             bias: input.bias.as_ref().map(|_| B::write(grads.bias, [e], input.dtypes[1])),
             state: input.state.as_ref().map(|_| B::write(grads.state, [b, k - 1, e], input.dtypes[2])),
+        })
+    }
+
+    fn selective_scan(mut args: ScanArgs<B>) -> ScanOut<B> {
+        let dtype = args.u.dtype();
+        if fused::<B>(Op::SelectiveScan, dtype).is_none() {
+            return selective_scan::reference::selective_scan(args);
+        }
+        let few = args.u.dims()[1] <= selective_scan::cpu::FEW;
+        let past = if few { args.state.take() } else { None };
+        let input = ScanValues::read(args);
+        let selective_scan::ScanDims { b, l, e, n } = input.dims;
+        let (y, state) = if few {
+            let mut state = past.map_or_else(|| vec![0.0; b * e * n], B::take);
+            (selective_scan::cpu::steps(&input.borrow(), &mut state), state)
+        } else {
+            selective_scan::cpu::forward(&input.borrow())
+        };
+        ScanOut { y: B::write(y, [b, l, e], dtype), state: B::write(state, [b, e, n], DType::F32) }
+    }
+
+    fn selective_scan_backward(args: ScanArgs<B>, dy: Option<Tensor<B, 3>>, dstate: Option<Tensor<B, 3>>) -> Option<ScanGrads<B>> {
+        fused::<B>(Op::SelectiveScan, args.u.dtype())?;
+        let input = ScanValues::read(args);
+        let (dy, dstate) = (dy.map(B::read), dstate.map(B::read));
+        let selective_scan::ScanDims { b, l, e, n } = input.dims;
+        let grads = selective_scan::cpu::backward(&input.borrow(), dy.as_deref(), dstate.as_deref());
+        let [u, delta, a, bs, cs, d, z, bias, state] = input.dtypes;
+        Some(ScanGrads {
+            u: B::write(grads.u, [b, l, e], u),
+            delta: B::write(grads.delta, [b, l, e], delta),
+            a: B::write(grads.a, [e, n], a),
+            b: B::write(grads.b, [b, l, n], bs),
+            c: B::write(grads.c, [b, l, n], cs),
+            d: input.d.as_ref().map(|_| B::write(grads.d, [e], d)),
+            z: input.z.as_ref().map(|_| B::write(grads.z, [b, l, e], z)),
+            delta_bias: input.delta_bias.as_ref().map(|_| B::write(grads.delta_bias, [e], bias)),
+            state: input.state.as_ref().map(|_| B::write(grads.state, [b, e, n], state)),
         })
     }
 
@@ -217,6 +256,83 @@ impl<B: HostBackend> ConvValues<B> {
             state: self.state.as_deref(),
             documents: documents(self.dims[1], self.segments.as_ref()),
             silu: self.silu,
+        }
+    }
+}
+
+/// Rows of a tensor and the distances between them.
+type RowValues<B> = (<B as HostBackend>::Values, [usize; 2]);
+
+/// Readable arguments of the selective scan.
+struct ScanValues<B: HostBackend> {
+    dims: selective_scan::ScanDims,
+    u: RowValues<B>,
+    delta: RowValues<B>,
+    a: B::Values,
+    b: RowValues<B>,
+    c: RowValues<B>,
+    d: Option<B::Values>,
+    z: Option<RowValues<B>>,
+    delta_bias: Option<B::Values>,
+    state: Option<B::Values>,
+    segments: Option<Segments<B>>,
+    delta_softplus: bool,
+    /// Of the nine tensors, in the order of the fields.
+    dtypes: [DType; 9],
+}
+
+fn rows<B: HostBackend>((values, strides): &RowValues<B>, width: usize) -> selective_scan::cpu::Rows<'_> {
+    selective_scan::cpu::Rows { values, strides: *strides, width }
+}
+
+impl<B: HostBackend> ScanValues<B> {
+    fn read(args: ScanArgs<B>) -> Self {
+        let dims = args.check().unwrap_or_else(|error| panic!("{error}"));
+        let vector = |tensor: &Option<Tensor<B, 1>>| tensor.as_ref().map_or(DType::F32, |t| t.dtype());
+        let batch = |tensor: &Option<Tensor<B, 3>>| tensor.as_ref().map_or(DType::F32, |t| t.dtype());
+        let dtypes = [
+            args.u.dtype(),
+            args.delta.dtype(),
+            args.a.dtype(),
+            args.b.dtype(),
+            args.c.dtype(),
+            vector(&args.d),
+            batch(&args.z),
+            vector(&args.delta_bias),
+            batch(&args.state),
+        ];
+        Self {
+            dims,
+            u: B::read_rows(args.u),
+            delta: B::read_rows(args.delta),
+            a: B::read(args.a),
+            b: B::read_rows(args.b),
+            c: B::read_rows(args.c),
+            d: args.d.map(B::read),
+            z: args.z.map(B::read_rows),
+            delta_bias: args.delta_bias.map(B::read),
+            state: args.state.map(B::read),
+            segments: args.segments,
+            delta_softplus: args.delta_softplus,
+            dtypes,
+        }
+    }
+
+    fn borrow(&self) -> selective_scan::cpu::ScanInput<'_> {
+        let selective_scan::ScanDims { l, e, n, .. } = self.dims;
+        selective_scan::cpu::ScanInput {
+            dims: self.dims,
+            u: rows::<B>(&self.u, e),
+            delta: rows::<B>(&self.delta, e),
+            a: &self.a,
+            b: rows::<B>(&self.b, n),
+            c: rows::<B>(&self.c, n),
+            d: self.d.as_deref(),
+            z: self.z.as_ref().map(|z| rows::<B>(z, e)),
+            delta_bias: self.delta_bias.as_deref(),
+            state: self.state.as_deref(),
+            documents: documents(l, self.segments.as_ref()),
+            delta_softplus: self.delta_softplus,
         }
     }
 }

@@ -26,6 +26,13 @@ pub(crate) trait HostBackend: Backend {
         (Self::read(tensor), [g * rows * columns, rows * columns])
     }
 
+    /// The values of a batch of rows, such as a part of a wider projection, with the distances between rows along the first
+    /// two dimensions. Copied only if they are not float32 or not contiguous inside a row.
+    fn read_rows(tensor: Tensor<Self, 3>) -> (Self::Values, [usize; 2]) {
+        let [_, l, width] = tensor.dims();
+        (Self::read(tensor), [l * width, width])
+    }
+
     /// The values of a tensor to write over; where that can be arranged, no copy if nobody else holds the tensor.
     fn take<const D: usize>(tensor: Tensor<Self, D>) -> Vec<f32> {
         Self::read(tensor).to_vec()
@@ -128,6 +135,21 @@ mod flex {
                     (Values(primitive, from..to), [outer, inner])
                 }
                 _ => (Self::read(tensor), [g * rows * columns, rows * columns]),
+            }
+        }
+
+        fn read_rows(tensor: Tensor<Self, 3>) -> (Values, [usize; 2]) {
+            let [b, l, width] = tensor.dims();
+            let primitive = tensor.clone().into_primitive().tensor();
+            let layout = primitive.layout();
+            let strides: Option<Vec<usize>> = layout.strides().iter().map(|&stride| usize::try_from(stride).ok()).collect();
+            match strides.as_deref() {
+                Some(&[outer, inner, 1]) if b * l * width > 0 && primitive.dtype() == DType::F32 => {
+                    let from = layout.start_offset();
+                    let to = from + (b - 1) * outer + (l - 1) * inner + width;
+                    (Values(primitive, from..to), [outer, inner])
+                }
+                _ => (Self::read(tensor), [l * width, width]),
             }
         }
 

@@ -68,9 +68,40 @@ pub(crate) fn silu_with_slope(x: f32) -> (f32, f32) {
     (x * s, s * (1.0 + x * (1.0 - s)))
 }
 
-/// `ln(1 + e^x)` without overflow.
+/// `ln(1 + e^x)` without overflow, to about two units in the last place.
+#[inline(always)]
 pub(crate) fn softplus(x: f32) -> f32 {
-    x.max(0.0) + (-x.abs()).exp().ln_1p()
+    // ln(1 + y) = 2 artanh(s), as a series in s <= 1/3.
+    let y = exp(-x.abs());
+    let s = y / (2.0 + y);
+    let square = s * s;
+    let series = 1.0 / 13.0;
+    let series = series * square + 1.0 / 11.0;
+    let series = series * square + 1.0 / 9.0;
+    let series = series * square + 1.0 / 7.0;
+    let series = series * square + 1.0 / 5.0;
+    let series = series * square + 1.0 / 3.0;
+    x.max(0.0) + 2.0 * (s + s * square * series)
+}
+
+/// `2^x` in every lane, to about two units in the last place and exact at 0; 0 below the range of normal numbers, about
+/// `2^127` above it.
+#[inline(always)]
+pub(crate) fn exp2_lanes<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
+    // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits; 127 more make it a biased exponent.
+    const ROUND: f32 = 12_582_912.0 + 127.0;
+    const POLY: [f32; 4] = [9.671_513e-3, 5.550_733_6e-2, 2.402_224_2e-1, 6.931_47e-1];
+    let splat = |value: f32| simd.splat_f32s(value);
+    let bounded = simd.min_f32s(splat(127.0), simd.max_f32s(splat(-127.0), x));
+    let shifted = simd.add_f32s(bounded, splat(ROUND));
+    let r = simd.sub_f32s(bounded, simd.sub_f32s(shifted, splat(ROUND)));
+    let mut poly = splat(1.326_472_7e-3);
+    for coefficient in POLY {
+        poly = simd.mul_add_f32s(poly, r, splat(coefficient));
+    }
+    let value = simd.mul_add_f32s(poly, r, splat(1.0));
+    let exponent = simd.wrapping_dyn_shl_u32s(simd.transmute_u32s_f32s(shifted), simd.splat_u32s(23));
+    simd.mul_f32s(value, simd.transmute_f32s_u32s(exponent))
 }
 
 const LANES: usize = 16;
@@ -147,6 +178,44 @@ mod tests {
         }
         assert_eq!((exp(-100.0), exp(f32::NEG_INFINITY)), (0.0, 0.0));
         assert_eq!(exp(0.0), 1.0);
+    }
+
+    #[test]
+    fn softplus_is_accurate_over_its_whole_range() {
+        for i in -8_600..=8_830 {
+            let x = i as f32 / 100.0;
+            let want = f64::from(x).exp().ln_1p();
+            assert!((f64::from(softplus(x)) / want - 1.0).abs() < 4e-7, "softplus({x}) = {}, expected {want}", softplus(x));
+        }
+        assert_eq!((softplus(-200.0), softplus(200.0), softplus(f32::NEG_INFINITY)), (0.0, 200.0, 0.0));
+        assert!(softplus(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn exp2_lanes_are_accurate_over_their_whole_range() {
+        struct Each<'a>(&'a mut [f32]);
+        impl WithSimd for Each<'_> {
+            type Output = ();
+
+            #[inline(always)]
+            fn with_simd<S: Simd>(self, simd: S) {
+                let (vectors, rest) = S::as_mut_simd_f32s(self.0);
+                vectors.iter_mut().for_each(|x| *x = exp2_lanes(simd, *x));
+                assert!(rest.is_empty());
+            }
+        }
+        let inputs: Vec<f32> = (-12_600..=12_759).map(|i| i as f32 / 100.0).collect();
+        let mut values = inputs.clone();
+        values.truncate(inputs.len() / 16 * 16);
+        Arch::new().dispatch(Each(&mut values));
+        for (&x, value) in inputs.iter().zip(values) {
+            let want = f64::from(x.min(127.0)).exp2();
+            assert!((f64::from(value) / want - 1.0).abs() < 3e-7, "2^{x} = {value}, expected {want}");
+        }
+        let mut special = [0.0; 16];
+        special[..3].copy_from_slice(&[f32::NEG_INFINITY, -1e30, -127.0]);
+        Arch::new().dispatch(Each(&mut special));
+        assert_eq!(special[..4], [0.0, 0.0, 0.0, 1.0]);
     }
 
     #[test]
