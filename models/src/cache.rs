@@ -3,8 +3,7 @@
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor, TensorData};
 
-use crate::mixers::attention::KvCache;
-use crate::mixers::mamba2::Mamba2Cache;
+use crate::mixers::{KvCache, Mamba2Cache, MambaCache};
 use crate::sequence::Context;
 
 /// Everything a decoder carries from one call to the next.
@@ -21,6 +20,8 @@ pub struct Cache<B: Backend> {
 pub enum LayerCache<B: Backend> {
     /// Keys and values.
     Attention(KvCache<B>),
+    /// Convolution inputs and scan state.
+    Mamba(MambaCache<B>),
     /// Convolution inputs and SSM state.
     Mamba2(Mamba2Cache<B>),
     /// Nothing (MLP).
@@ -37,6 +38,7 @@ impl<B: Backend> Carried<B> for LayerCache<B> {
     fn map(self, f: &mut impl FnMut(Tensor<B, 4>) -> Tensor<B, 4>) -> Self {
         match self {
             Self::Attention(cache) => Self::Attention(cache.map(f)),
+            Self::Mamba(cache) => Self::Mamba(cache.map(f)),
             Self::Mamba2(cache) => Self::Mamba2(cache.map(f)),
             Self::Stateless => Self::Stateless,
         }
@@ -100,6 +102,11 @@ impl<B: Backend> Cache<B> {
                 LayerCache::Attention(cache) => {
                     let (k, v) = cache.used();
                     tensors.extend([(format!("layers.{i}.k"), k), (format!("layers.{i}.v"), v)]);
+                    tensors.extend(cache.conv.clone().map(|conv| (format!("layers.{i}.conv"), conv.unsqueeze_dim(1))));
+                }
+                LayerCache::Mamba(cache) => {
+                    tensors.push((format!("layers.{i}.conv"), cache.conv.clone().unsqueeze_dim(1)));
+                    tensors.push((format!("layers.{i}.ssm"), cache.ssm.clone().unsqueeze_dim(1)));
                 }
                 LayerCache::Mamba2(cache) => {
                     tensors.push((format!("layers.{i}.conv"), cache.conv.clone().unsqueeze_dim(1)));

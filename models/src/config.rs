@@ -1,11 +1,12 @@
-//! The configuration of a decoder, read from a Hugging Face `config.json` of any supported family.
+//! The configuration of a decoder, read from the configuration file of any supported family.
 
 use serde_json::{Map, Value};
 
-use crate::families::{self, Family};
+use crate::families::{self, Family, Fields};
 use crate::init::{Init, InitScale};
-use crate::mixers::{AttentionConfig, Mamba2Config, MlpConfig, Parameters};
-use crate::params::{ParamInit, ParamSpec};
+use crate::layers::NormConfig;
+use crate::mixers::{AttentionConfig, Mamba2Config, MambaConfig, MlpConfig, Parameters};
+use crate::params::ParamSpec;
 use crate::pattern::{LayerKind, PatternError};
 use crate::weights::WeightTable;
 
@@ -62,11 +63,23 @@ pub enum ConfigError {
     /// A layer pattern that cannot be read.
     #[error(transparent)]
     Pattern(#[from] PatternError),
+    /// A layout that cannot hold this model.
+    #[error("{from} ({pattern}) has no equal in the layout of {to}")]
+    NoEqual {
+        /// Family of the model.
+        from: &'static str,
+        /// Its layers, shortened.
+        pattern: String,
+        /// Layouts that were tried.
+        to: String,
+    },
 }
 
 /// What one layer is.
 #[derive(Debug, Clone, PartialEq)]
 pub enum MixerConfig {
+    /// Mamba.
+    Mamba(MambaConfig),
     /// Mamba-2.
     Mamba2(Mamba2Config),
     /// Attention.
@@ -79,14 +92,24 @@ impl MixerConfig {
     /// Its kind.
     pub fn kind(&self) -> LayerKind {
         match self {
+            Self::Mamba(_) => LayerKind::Mamba,
             Self::Mamba2(_) => LayerKind::Mamba2,
             Self::Attention(_) => LayerKind::Attention,
             Self::Mlp(_) => LayerKind::Mlp,
         }
     }
 
+    /// Equal but for what no result depends on (the chunk length).
+    fn computes_as(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Mamba2(a), Self::Mamba2(b)) => *a == Mamba2Config { chunk: a.chunk, ..b.clone() },
+            (a, b) => a == b,
+        }
+    }
+
     fn parameters(&self, d: usize, scale: InitScale) -> Vec<ParamSpec> {
         match self {
+            Self::Mamba(config) => config.parameters(d, scale),
             Self::Mamba2(config) => config.parameters(d, scale),
             Self::Attention(config) => config.parameters(d, scale),
             Self::Mlp(config) => config.parameters(d, scale),
@@ -94,19 +117,40 @@ impl MixerConfig {
     }
 }
 
+/// Constants that some families multiply by.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Scaling {
+    /// Multiplies token vectors.
+    pub embeddings: f32,
+    /// Multiplies what each layer adds to the residual stream.
+    pub residual: f32,
+    /// Divides logits.
+    pub logits: f32,
+}
+
+impl Default for Scaling {
+    fn default() -> Self {
+        Self { embeddings: 1.0, residual: 1.0, logits: 1.0 }
+    }
+}
+
 /// A decoder: sizes, the list of its layers, and the file it came from.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DecoderConfig {
     /// Family, which decides the layout of checkpoints.
-    pub family: &'static str,
+    pub family: &'static dyn Family,
     /// Rows of the embedding (padding rows included).
     pub vocab_size: usize,
     /// Model width, `d`.
     pub hidden_size: usize,
     /// The layers, in order.
     pub layers: Vec<MixerConfig>,
-    /// Epsilon of the norms before mixers and of the final norm.
-    pub norm_eps: f32,
+    /// The norms before mixers and the final norm.
+    pub norm: NormConfig,
+    /// An MLP reads what the layer before it read, not what that layer made of it (GPT-NeoX's parallel residual).
+    pub parallel_mlp: bool,
+    /// Constant factors.
+    pub scaling: Scaling,
     /// The embedding serves as the head.
     pub tie_embeddings: bool,
     /// Longest sequence the model was made for, if its positions are limited.
@@ -151,7 +195,7 @@ impl DecoderConfig {
     /// [`ConfigError`].
     pub fn from_value(value: Value) -> Result<Self, ConfigError> {
         let raw = families::fields::object(value)?;
-        families::of(&raw)?.read(raw)
+        families::of(&raw)?.read(&raw)
     }
 
     /// Reads a hand-written table in which an unknown key is a mistake.
@@ -166,11 +210,41 @@ impl DecoderConfig {
         if !strange.is_empty() {
             return Err(ConfigError::UnknownKeys { family: family.name(), keys: strange.join(", "), known: known.join(", ") });
         }
-        family.read(raw)
+        family.read(&raw)
     }
 
-    fn family(&self) -> &'static dyn Family {
-        families::by_name(self.family).expect("a config is made by its family")
+    /// A decoder of `layers` with what all families say in the same keys (`vocab_size`, `hidden_size`, special tokens);
+    /// the rest as most families have it.
+    ///
+    /// # Errors
+    /// When a key is missing or wrong.
+    pub fn new(family: &'static dyn Family, f: &Fields, layers: Vec<MixerConfig>) -> Result<Self, ConfigError> {
+        Self::sized(family, f, layers, f.size(&["hidden_size"])?)
+    }
+
+    /// [`DecoderConfig::new`] for a family with another key for the width.
+    pub(crate) fn sized(
+        family: &'static dyn Family,
+        f: &Fields,
+        layers: Vec<MixerConfig>,
+        hidden_size: usize,
+    ) -> Result<Self, ConfigError> {
+        Ok(Self {
+            family,
+            vocab_size: f.size(&["vocab_size"])?,
+            hidden_size,
+            layers,
+            norm: NormConfig::rms(1e-5),
+            parallel_mlp: false,
+            scaling: Scaling::default(),
+            tie_embeddings: f.flag(&["tie_word_embeddings"], false)?,
+            max_positions: None,
+            bos: f.tokens("bos_token_id")?.first().copied(),
+            eos: f.tokens("eos_token_id")?,
+            pad: f.tokens("pad_token_id")?.first().copied(),
+            init: Init::Megatron { std: 0.02 },
+            raw: f.map().clone(),
+        })
     }
 
     /// What to write as `config.json`: the keys it was read from, with what has changed since.
@@ -182,11 +256,57 @@ impl DecoderConfig {
         {
             json.remove("time_step_limit");
         }
-        json.insert("model_type".into(), self.family().model_type().into());
-        json.insert("architectures".into(), vec![self.family().architecture()].into());
-        json.insert("vocab_size".into(), self.vocab_size.into());
-        json.insert("tie_word_embeddings".into(), self.tie_embeddings.into());
+        self.family.write(self, &mut json);
         Value::Object(json)
+    }
+
+    /// The same model in the layout of another family: equal logits from the same parameters.
+    ///
+    /// # Errors
+    /// [`ConfigError::NoEqual`] when that layout cannot say what this model is.
+    pub fn in_family(&self, family: &'static dyn Family) -> Result<Self, ConfigError> {
+        if family.name() == self.family.name() {
+            return Ok(self.clone());
+        }
+        let written = family.express(self).and_then(|mut raw| {
+            family.write(self, &mut raw);
+            // What is read back decides: a layout that drops something is no equal.
+            family.read(&raw).ok().filter(|config| config.computes_as(self))
+        });
+        written.ok_or_else(|| self.no_equal(family.name()))
+    }
+
+    /// The same model in a layout that transformers opens: its own, or the first that can say what it is.
+    ///
+    /// # Errors
+    /// [`ConfigError::NoEqual`] when there is none.
+    pub fn in_transformers(&self) -> Result<Self, ConfigError> {
+        if self.family.in_transformers() {
+            return Ok(self.clone());
+        }
+        let candidates = || families::families().iter().copied().filter(|family| family.in_transformers());
+        let names = || candidates().map(|family| family.name()).collect::<Vec<_>>().join(", ");
+        candidates().find_map(|family| self.in_family(family).ok()).ok_or_else(|| self.no_equal(&names()))
+    }
+
+    fn no_equal(&self, to: &str) -> ConfigError {
+        let mut pattern: String = self.pattern().chars().take(16).collect();
+        if self.layers.len() > 16 {
+            pattern.push_str("...");
+        }
+        ConfigError::NoEqual { from: self.family.name(), pattern, to: to.to_string() }
+    }
+
+    /// True when `other` computes the same logits from the same parameters.
+    pub fn computes_as(&self, other: &Self) -> bool {
+        self.vocab_size == other.vocab_size
+            && self.hidden_size == other.hidden_size
+            && self.layers.len() == other.layers.len()
+            && self.layers.iter().zip(&other.layers).all(|(a, b)| a.computes_as(b))
+            && self.norm == other.norm
+            && self.parallel_mlp == other.parallel_mlp
+            && self.scaling == other.scaling
+            && self.tie_embeddings == other.tie_embeddings
     }
 
     /// The layers as a pattern such as `M-M*-`.
@@ -196,11 +316,8 @@ impl DecoderConfig {
 
     pub(crate) fn specs(&self) -> DecoderSpecs {
         let d = self.hidden_size;
-        // A Transformer block is an attention and an MLP layer here.
-        let paired = self.layers.iter().filter(|layer| layer.kind() == LayerKind::Mlp).count();
-        let blocks = if self.family().pairs_layers() { paired.max(1) } else { self.layers.len() };
-        let scale = InitScale { scheme: self.init, blocks };
-        let norm = || vec![ParamSpec::new("weight", [d], ParamInit::Ones)];
+        let scale = InitScale { scheme: self.init, blocks: self.family.blocks(self), width: d };
+        let norm = || self.norm.parameters(d);
         DecoderSpecs {
             embeddings: vec![ParamSpec::new("weight", [self.vocab_size, d], scale.embedding())],
             layers: self.layers.iter().map(|layer| LayerSpecs { norm: norm(), mixer: layer.parameters(d, scale) }).collect(),
@@ -231,48 +348,31 @@ impl DecoderConfig {
         self.parameter_specs().iter().map(ParamSpec::len).sum()
     }
 
-    /// Parameter paths and the keys they have in checkpoints of the family.
+    /// Parameter paths and their places in checkpoints of the family.
     pub fn table(&self) -> WeightTable {
-        WeightTable::new(self, self.family())
+        WeightTable::new(self)
     }
 
-    /// Lets the shapes of a checkpoint settle what `config.json` leaves open or gets wrong: rows of the vocabulary, a
-    /// tied head, widths of MLPs. Returns a line for every change, to be shown.
+    /// Lets the shapes of a checkpoint settle what its configuration leaves open or gets wrong: rows of the vocabulary,
+    /// a tied head, widths of MLPs, groups, ranks, key/value heads, biases. Returns a line for every change, to be shown.
     pub fn reconcile(&mut self, shape_of: &dyn Fn(&str) -> Option<Vec<usize>>) -> Vec<String> {
-        let mut notes = Vec::new();
-        let table = self.table();
-        let key = |path: &str| table.entries.iter().find(|entry| entry.path == path).map(|entry| entry.key.clone());
-        let rows = |path: &str| key(path).and_then(|key| shape_of(&key)).and_then(|shape| shape.first().copied());
-        if let Some(found) = rows("embeddings.weight")
-            && found != self.vocab_size
+        let notes = crate::reconcile::reconcile(self, shape_of);
+        if !notes.is_empty()
+            && let Some(settled) = self.family.express(self)
         {
-            notes.push(format!("config.json says vocab_size {}, the embedding has {found} rows: using {found}", self.vocab_size));
-            self.vocab_size = found;
-        }
-        if !self.tie_embeddings && shape_of("lm_head.weight").is_none() {
-            notes.push("config.json says the head is not tied, but there is no lm_head.weight: using the embedding".to_string());
-            self.tie_embeddings = true;
-        }
-        for (i, layer) in self.layers.iter_mut().enumerate() {
-            if let MixerConfig::Mlp(mlp) = layer
-                && let Some(found) = rows(&format!("layers.{i}.mixer.up_proj.weight"))
-                && found != mlp.intermediate
-            {
-                notes.push(format!("config.json says intermediate_size {}, layer {i} has {found} rows: using {found}", mlp.intermediate));
-                mlp.intermediate = found;
-                self.raw.insert("intermediate_size".into(), found.into());
-            }
+            self.raw.extend(settled);
         }
         notes
     }
 
-    /// Bytes of cache per sequence after `tokens` tokens, in float32.
-    pub fn state_bytes(&self, tokens: usize) -> usize {
+    /// Bytes of cache per sequence after `tokens` tokens, at `size` bytes per element (states of scans are float32).
+    pub fn state_bytes(&self, tokens: usize, size: usize) -> usize {
         self.layers
             .iter()
             .map(|layer| match layer {
-                MixerConfig::Mamba2(config) => config.cache_bytes(4),
-                MixerConfig::Attention(config) => config.cache_bytes(4) * tokens,
+                MixerConfig::Mamba(config) => config.cache_bytes(size),
+                MixerConfig::Mamba2(config) => config.cache_bytes(size),
+                MixerConfig::Attention(config) => config.cache_bytes(size) * tokens + config.conv_bytes(size),
                 MixerConfig::Mlp(_) => 0,
             })
             .sum()

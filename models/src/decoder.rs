@@ -6,10 +6,10 @@ use burn::tensor::{DType, Int, Tensor, TensorData};
 use terrarium_kernels::KernelBackend;
 
 use crate::cache::{Cache, LayerCache};
-use crate::config::{DecoderConfig, MixerConfig};
+use crate::config::{DecoderConfig, LayerSpecs, MixerConfig, Scaling};
 use crate::init::RandomSource;
-use crate::layers::{Embedding, Linear, RmsNorm};
-use crate::mixers::{Attention, Mamba2, Mlp};
+use crate::layers::{Embedding, Linear, Norm};
+use crate::mixers::{Attention, Mamba, Mamba2, Mlp};
 use crate::params::{Bag, ParamSource, PathTracker};
 use crate::sequence::{Context, Layout, Sequence};
 
@@ -21,24 +21,31 @@ pub struct Decoder<B: Backend> {
     /// Norm, mixer, residual.
     pub layers: Vec<Layer<B>>,
     /// Final norm.
-    pub norm_f: RmsNorm<B>,
+    pub norm_f: Norm<B>,
     /// `[v, d]`.
     pub lm_head: Option<Linear<B>>,
+    #[module(skip)]
+    scaling: Scaling,
 }
 
-/// One residual branch: `x + mixer(norm(x))`.
+/// One residual branch: `mixer(norm(x))`, to be added to the residual stream.
 #[derive(Module, Debug)]
 pub struct Layer<B: Backend> {
     /// Norm before the mixer.
-    pub norm: RmsNorm<B>,
+    pub norm: Norm<B>,
     /// What the layer does.
     pub mixer: Mixer<B>,
+    /// Reads what the layer before it read.
+    #[module(skip)]
+    parallel: bool,
 }
 
 /// A layer's mixer.
 #[derive(Module, Debug)]
 #[allow(clippy::large_enum_variant, reason = "modules hold handles to tensors; there are few of them")]
 pub enum Mixer<B: Backend> {
+    /// Mamba.
+    Mamba(Mamba<B>),
     /// Mamba-2.
     Mamba2(Mamba2<B>),
     /// Attention.
@@ -47,34 +54,60 @@ pub enum Mixer<B: Backend> {
     Mlp(Mlp<B>),
 }
 
+/// Runs a stateful mixer whose cache, if there is one, is of its own kind.
+macro_rules! stateful {
+    ($kind:ident, $mixer:expr, $x:expr, $cache:expr, $sequence:expr) => {{
+        let cache = match $cache {
+            None => None,
+            Some(LayerCache::$kind(cache)) => Some(cache),
+            Some(_) => panic!("the cache was made by another model: its layers are of other kinds"),
+        };
+        let (y, cache) = $mixer.forward($x, cache, $sequence);
+        (y, LayerCache::$kind(cache))
+    }};
+}
+
 impl<B: KernelBackend> Layer<B> {
-    /// `[b, l, d]` -> `[b, l, d]`.
+    /// The branch alone, without the residual: `[b, l, d]` -> `[b, l, d]`.
     ///
     /// # Panics
     /// When the cache is of another kind of layer.
     pub fn forward(&self, x: Tensor<B, 3>, cache: Option<LayerCache<B>>, sequence: &Sequence<B>) -> (Tensor<B, 3>, LayerCache<B>) {
-        let normed = self.norm.forward(x.clone());
-        let (y, cache) = match (&self.mixer, cache) {
-            (Mixer::Mamba2(mixer), cache @ (None | Some(LayerCache::Mamba2(_)))) => {
-                let cache = cache.map(|cache| match cache {
-                    LayerCache::Mamba2(cache) => cache,
-                    _ => unreachable!("matched above"),
-                });
-                let (y, cache) = mixer.forward(normed, cache, sequence);
-                (y, LayerCache::Mamba2(cache))
-            }
-            (Mixer::Attention(mixer), cache @ (None | Some(LayerCache::Attention(_)))) => {
-                let cache = cache.map(|cache| match cache {
-                    LayerCache::Attention(cache) => cache,
-                    _ => unreachable!("matched above"),
-                });
-                let (y, cache) = mixer.forward(normed, cache, sequence);
-                (y, LayerCache::Attention(cache))
-            }
-            (Mixer::Mlp(mixer), None | Some(LayerCache::Stateless)) => (mixer.forward(normed), LayerCache::Stateless),
-            _ => panic!("the cache was made by another model: its layers are of other kinds"),
+        let x = self.norm.forward(x);
+        match &self.mixer {
+            Mixer::Mamba(mixer) => stateful!(Mamba, mixer, x, cache, sequence),
+            Mixer::Mamba2(mixer) => stateful!(Mamba2, mixer, x, cache, sequence),
+            Mixer::Attention(mixer) => stateful!(Attention, mixer, x, cache, sequence),
+            Mixer::Mlp(mixer) => (mixer.forward(x), LayerCache::Stateless),
+        }
+    }
+
+    /// Layer `i` of a model, with the parameters of `source`.
+    ///
+    /// # Panics
+    /// When the model has no such layer.
+    pub fn build(config: &DecoderConfig, i: usize, source: &mut dyn ParamSource, dtype: DType, device: &B::Device) -> Self {
+        Self::from_specs(config, i, &config.specs().layers[i], source, dtype, device)
+    }
+
+    fn from_specs(
+        config: &DecoderConfig,
+        i: usize,
+        specs: &LayerSpecs,
+        source: &mut dyn ParamSource,
+        dtype: DType,
+        device: &B::Device,
+    ) -> Self {
+        let norm = Norm::take(&config.norm, &mut Bag::fill(&specs.norm, &format!("layers.{i}.norm"), source, dtype, device));
+        let mut bag = Bag::<B>::fill(&specs.mixer, &format!("layers.{i}.mixer"), source, dtype, device);
+        let mixer = match &config.layers[i] {
+            MixerConfig::Mamba(config) => Mixer::Mamba(Mamba::take(config, &mut bag)),
+            MixerConfig::Mamba2(config) => Mixer::Mamba2(Mamba2::take(config, &mut bag)),
+            MixerConfig::Attention(config) => Mixer::Attention(Attention::take(config, &mut bag)),
+            MixerConfig::Mlp(config) => Mixer::Mlp(Mlp::take(config, &mut bag)),
         };
-        (x + y, cache)
+        let parallel = config.parallel_mlp && i > 0 && matches!(config.layers[i], MixerConfig::Mlp(_));
+        Self { norm, mixer, parallel }
     }
 }
 
@@ -87,27 +120,13 @@ impl<B: KernelBackend> Decoder<B> {
     /// A model with the parameters of `source`, kept in `dtype` (those marked so in float32).
     pub fn build(config: &DecoderConfig, source: &mut dyn ParamSource, dtype: DType, device: &B::Device) -> Self {
         let specs = config.specs();
-        let mut bag = |specs: &[crate::ParamSpec], prefix: &str| Bag::<B>::fill(specs, prefix, source, dtype, device);
-        let embeddings = Embedding::take(&mut bag(&specs.embeddings, "embeddings"));
-        let layers = config
-            .layers
-            .iter()
-            .zip(&specs.layers)
-            .enumerate()
-            .map(|(i, (mixer, specs))| {
-                let norm = RmsNorm::take(&mut bag(&specs.norm, &format!("layers.{i}.norm")), "weight", config.norm_eps);
-                let mut bag = bag(&specs.mixer, &format!("layers.{i}.mixer"));
-                let mixer = match mixer {
-                    MixerConfig::Mamba2(config) => Mixer::Mamba2(Mamba2::take(config, &mut bag)),
-                    MixerConfig::Attention(config) => Mixer::Attention(Attention::take(config, &mut bag)),
-                    MixerConfig::Mlp(config) => Mixer::Mlp(Mlp::take(config, &mut bag)),
-                };
-                Layer { norm, mixer }
-            })
-            .collect();
-        let norm_f = RmsNorm::take(&mut bag(&specs.norm_f, "norm_f"), "weight", config.norm_eps);
-        let lm_head = (!config.tie_embeddings).then(|| Linear::take(&mut bag(&specs.lm_head, ""), "lm_head"));
-        Self { embeddings, layers, norm_f, lm_head }
+        let embeddings = Embedding::take(&mut Bag::fill(&specs.embeddings, "embeddings", source, dtype, device));
+        let layers =
+            specs.layers.iter().enumerate().map(|(i, specs)| Layer::from_specs(config, i, specs, source, dtype, device)).collect();
+        let norm_f = Norm::take(&config.norm, &mut Bag::fill(&specs.norm_f, "norm_f", source, dtype, device));
+        let lm_head =
+            (!config.tie_embeddings).then(|| Linear::take(&mut Bag::fill(&specs.lm_head, "", source, dtype, device), "lm_head"));
+        Self { embeddings, layers, norm_f, lm_head, scaling: config.scaling }
     }
 
     /// Ids `[b, l]` -> hidden states after the final norm `[b, l, d]`, and the cache for what follows. States at padding
@@ -126,11 +145,17 @@ impl<B: KernelBackend> Decoder<B> {
         let (sequence, context) = context.advance(layout, &device);
 
         let ids = sequence.order().map_or(ids.clone(), |order| order.ids(ids));
-        let mut x = self.embeddings.forward(ids);
+        let mut x = scaled(self.embeddings.forward(ids), self.scaling.embeddings);
         let mut layers = Vec::with_capacity(self.layers.len());
-        for (layer, cache) in self.layers.iter().zip(caches) {
-            let (y, cache) = layer.forward(x, cache, &sequence);
-            x = y;
+        // What the layer before read, where one runs beside it.
+        let mut before = None;
+        for (i, (layer, cache)) in self.layers.iter().zip(caches).enumerate() {
+            let input = before.take().filter(|_| layer.parallel).unwrap_or_else(|| x.clone());
+            if self.layers.get(i + 1).is_some_and(|next| next.parallel) {
+                before = Some(input.clone());
+            }
+            let (y, cache) = layer.forward(input, cache, &sequence);
+            x = x + scaled(y, self.scaling.residual);
             layers.push(cache);
         }
         let x = self.norm_f.forward(x);
@@ -140,10 +165,11 @@ impl<B: KernelBackend> Decoder<B> {
 
     /// The head: hidden states `[.., d]` -> logits `[.., v]`.
     pub fn logits<const D: usize>(&self, hidden: Tensor<B, D>) -> Tensor<B, D> {
-        match &self.lm_head {
+        let logits = match &self.lm_head {
             Some(head) => head.forward(hidden),
             None => terrarium_kernels::linear::linear(hidden, self.embeddings.weight.val(), None),
-        }
+        };
+        scaled(logits, 1.0 / self.scaling.logits)
     }
 
     /// Ids `[b, l]` -> logits `[b, l, v]`, and the cache for what follows. See [`Decoder::hidden`].
@@ -160,12 +186,18 @@ impl<B: KernelBackend> Decoder<B> {
         for (i, layer) in self.layers.iter_mut().enumerate() {
             let path = format!("layers.{i}.mixer");
             match &mut layer.mixer {
+                Mixer::Mamba(mixer) => mixer.for_each_linear(&path, f),
                 Mixer::Mamba2(mixer) => mixer.for_each_linear(&path, f),
                 Mixer::Attention(mixer) => mixer.for_each_linear(&path, f),
                 Mixer::Mlp(mixer) => mixer.for_each_linear(&path, f),
             }
         }
     }
+}
+
+/// Times a constant, which is one for most families.
+fn scaled<B: Backend, const D: usize>(x: Tensor<B, D>, by: f32) -> Tensor<B, D> {
+    if by == 1.0 { x } else { x * by }
 }
 
 impl<B: Backend> Decoder<B> {

@@ -19,21 +19,30 @@ pub enum Init {
         /// Standard deviation of linears and embeddings.
         std: f32,
     },
+    /// GPT-NeoX as Pythia was trained: normal `sqrt(2 / (5 d))`; outputs into the residual stream `2 / (blocks * sqrt(d))`.
+    SmallWang,
 }
 
 /// What a mixer needs to know to choose its starting values.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct InitScale {
     pub scheme: Init,
-    /// Residual branches that outputs are scaled for.
+    /// Published layers, which outputs are scaled for.
     pub blocks: usize,
+    /// Model width.
+    pub width: usize,
 }
 
 impl InitScale {
+    fn small(&self) -> ParamInit {
+        ParamInit::Normal { std: (0.4 / self.width as f32).sqrt() }
+    }
+
     pub fn embedding(&self) -> ParamInit {
         match self.scheme {
             Init::MambaSsm => ParamInit::Normal { std: 0.02 },
             Init::Megatron { std } => ParamInit::Normal { std },
+            Init::SmallWang => self.small(),
         }
     }
 
@@ -41,6 +50,7 @@ impl InitScale {
         match self.scheme {
             Init::MambaSsm => kaiming(inputs),
             Init::Megatron { std } => ParamInit::Normal { std },
+            Init::SmallWang => self.small(),
         }
     }
 
@@ -55,6 +65,7 @@ impl InitScale {
         match self.scheme {
             Init::MambaSsm => ParamInit::Uniform { bound: 1.0 / ((inputs as f32).sqrt() * blocks.sqrt()) },
             Init::Megatron { std } => ParamInit::Normal { std: std / if ssm { blocks } else { 2.0 * blocks }.sqrt() },
+            Init::SmallWang => ParamInit::Normal { std: 2.0 / (blocks * (self.width as f32).sqrt()) },
         }
     }
 }
@@ -80,14 +91,18 @@ impl RandomSource {
 impl ParamSource for RandomSource {
     fn param(&mut self, spec: &ParamSpec) -> TensorData {
         let mut rng = StdRng::seed_from_u64(self.seed ^ fnv1a(&spec.path));
-        let values: Vec<f32> = (0..spec.len()).map(|_| draw(spec.init, &mut rng)).collect();
+        let columns = spec.shape.last().copied().unwrap_or(1).max(1);
+        let values: Vec<f32> = match spec.init {
+            ParamInit::S4dReal => (0..spec.len()).map(|i| ((i % columns + 1) as f32).ln()).collect(),
+            init => (0..spec.len()).map(|_| draw(init, &mut rng)).collect(),
+        };
         TensorData::new(values, spec.shape.clone())
     }
 }
 
 fn draw(init: ParamInit, rng: &mut StdRng) -> f32 {
     match init {
-        ParamInit::Zeros => 0.0,
+        ParamInit::Zeros | ParamInit::S4dReal => 0.0,
         ParamInit::Ones => 1.0,
         ParamInit::Normal { std } => std * normal(rng),
         ParamInit::Uniform { bound } => rng.random_range(-bound..bound),

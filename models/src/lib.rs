@@ -1,7 +1,7 @@
-//! Decoder language models for [Burn](burn): Transformer, Mamba-2 and any hybrid of them, generic over the backend.
+//! Decoder language models for [Burn](burn): Transformer, Mamba, Mamba-2 and any hybrid of them, generic over the backend.
 //!
 //! There is one [`Decoder`]: embeddings, a list of layers (norm, mixer, residual), a final norm, a head. A Transformer,
-//! a Mamba-2 and a hybrid differ in their list of layers only. This crate does no file, network or terminal access.
+//! a Mamba, a Mamba-2 and a hybrid differ in their list of layers only. This crate does no file, network or terminal access.
 //!
 //! The contract of every mixer and of the decoder is `forward(x, Option<Cache>, &Sequence) -> (y, Cache)`: right for any
 //! length, any incoming state, any document boundary and any padding; differentiable through the state. One token at a
@@ -19,14 +19,18 @@ pub mod lora;
 pub mod mixers;
 pub mod params;
 pub mod pattern;
+pub mod presets;
+mod reconcile;
 pub mod sequence;
 pub mod weights;
 
 pub use cache::{Cache, LayerCache};
-pub use config::{ConfigError, DecoderConfig, MixerConfig};
+pub use config::{ConfigError, DecoderConfig, MixerConfig, Scaling};
 pub use decoder::Decoder;
+pub use families::{Family, Part, Place};
 pub use init::Init;
 pub use lora::{LoraConfig, LoraError, LoraReport, LoraTargets};
 pub use params::{ParamInit, ParamSource, ParamSpec};
+pub use presets::Preset;
 pub use sequence::{Context, Layout, LayoutError, Sequence};
-pub use weights::{WeightEntry, WeightTable};
+pub use weights::{Rows, WeightEntry, WeightTable};

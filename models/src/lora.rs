@@ -31,7 +31,7 @@ pub enum LoraTargets {
     All,
     /// `q_proj k_proj v_proj o_proj`.
     Attention,
-    /// `in_proj out_proj`.
+    /// `in_proj x_proj dt_proj out_proj`.
     Ssm,
     /// `gate_proj up_proj down_proj`.
     Mlp,
@@ -86,7 +86,7 @@ impl LoraTargets {
         match self {
             Self::All => None,
             Self::Attention => Some(vec!["q_proj", "k_proj", "v_proj", "o_proj"]),
-            Self::Ssm => Some(vec!["in_proj", "out_proj"]),
+            Self::Ssm => Some(vec!["in_proj", "x_proj", "dt_proj", "out_proj"]),
             Self::Mlp => Some(vec!["gate_proj", "up_proj", "down_proj"]),
             Self::Names(names) => Some(names.iter().map(String::as_str).collect()),
         }

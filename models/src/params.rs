@@ -27,6 +27,8 @@ pub enum ParamInit {
     },
     /// `ln u` with `u` uniform in `(1, 16)`: Mamba-2's `A_log`.
     ALog,
+    /// `ln(j + 1)` in column `j`: Mamba-1's `A_log` (the real S4D initialisation).
+    S4dReal,
     /// The inverse softplus of a step size drawn log-uniformly from `(0.001, 0.1)`, at least `1e-4`.
     DtBias,
 }

@@ -1,8 +1,10 @@
-//! Layer patterns: `M` Mamba-2, `*` attention, `-` MLP.
+//! Layer patterns: `M` Mamba-2, `m` Mamba, `*` attention, `-` MLP.
 
 /// Kind of a layer in a pattern.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LayerKind {
+    /// `m`
+    Mamba,
     /// `M`
     Mamba2,
     /// `*`
@@ -43,6 +45,7 @@ impl LayerKind {
     /// The symbol in a pattern.
     pub fn symbol(self) -> char {
         match self {
+            Self::Mamba => 'm',
             Self::Mamba2 => 'M',
             Self::Attention => '*',
             Self::Mlp => '-',

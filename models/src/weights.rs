@@ -1,7 +1,42 @@
-//! Weight tables: which parameter is which tensor of a checkpoint. Data, used for loading and for saving.
+//! Weight tables: which parameter is which part of which tensor of a checkpoint. Data, used for loading and for saving.
 
 use crate::config::DecoderConfig;
-use crate::families::Family;
+use crate::families::{Part, Place};
+
+/// Rows of a tensor that hold one parameter: `count` runs of `len` rows, `stride` apart, the first at `start`.
+///
+/// Fused projections are such runs: halves of a stacked one (`count` 1), heads of an interleaved one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rows {
+    /// First row.
+    pub start: usize,
+    /// Rows of a run.
+    pub len: usize,
+    /// Rows from the start of a run to the start of the next.
+    pub stride: usize,
+    /// Runs.
+    pub count: usize,
+    /// Rows of the whole tensor.
+    pub total: usize,
+}
+
+impl Rows {
+    /// One run.
+    pub fn run(start: usize, len: usize, total: usize) -> Self {
+        Self { start, len, stride: len, count: 1, total }
+    }
+
+    /// Rows of the parameter.
+    pub fn rows(&self) -> usize {
+        self.len * self.count
+    }
+
+    /// First row of every run.
+    pub fn starts(&self) -> impl Iterator<Item = usize> + use<> {
+        let Self { start, stride, count, .. } = *self;
+        (0..count).map(move |i| start + i * stride)
+    }
+}
 
 /// One parameter and its place in a checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -10,16 +45,38 @@ pub struct WeightEntry {
     pub path: String,
     /// Key in the file.
     pub key: String,
-    /// Shape in the file: the same elements in the same order as in the module.
+    /// Other keys that files of the family use for it; never written.
+    pub aliases: Vec<String>,
+    /// Shape of the tensor in the file.
     pub shape: Vec<usize>,
+    /// Which of the tensor's rows; all of them when absent. Elements are in the module's order.
+    pub rows: Option<Rows>,
+}
+
+impl WeightEntry {
+    /// The key and its aliases.
+    pub fn keys(&self) -> impl Iterator<Item = &str> {
+        std::iter::once(self.key.as_str()).chain(self.aliases.iter().map(String::as_str))
+    }
+
+    /// Elements of the parameter.
+    pub fn len(&self) -> usize {
+        let all = self.shape.iter().product();
+        self.rows.map_or(all, |rows| all / rows.total * rows.rows())
+    }
+
+    /// True for a parameter without elements.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
 }
 
 /// All parameters of a model and their places in a checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WeightTable {
-    /// One entry per parameter.
+    /// One entry per parameter, in the order of the model. Entries of one key cover its rows exactly once.
     pub entries: Vec<WeightEntry>,
-    /// Entries that are written once more under another key: tied heads of families for which transformers ties nothing.
+    /// Entries that are written once more under another key: tied heads in layouts that store them.
     pub copies: Vec<WeightEntry>,
     /// Keys that a file may hold and that are not read (the second copy of a tied head).
     pub optional: Vec<String>,
@@ -27,47 +84,45 @@ pub struct WeightTable {
     pub ignore: Vec<&'static str>,
 }
 
-/// Where a family puts one layer: the key of its norm, the prefix of its mixer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LayerKeys {
-    /// Key of the norm, without `.weight`.
-    pub norm: String,
-    /// Prefix of the mixer's keys.
-    pub mixer: String,
-}
-
-/// Names of mixer parameters that differ from the module's; the rest are the same everywhere.
-const RENAMED: [(&str, &str); 2] = [("a_log", "A_log"), ("d", "D")];
-
 impl WeightTable {
-    pub(crate) fn new(config: &DecoderConfig, family: &dyn Family) -> Self {
+    pub(crate) fn new(config: &DecoderConfig) -> Self {
         let specs = config.specs();
-        let top = family.top_keys();
         let mut entries = Vec::new();
-        let mut push = |path: String, key: String, shape: &[usize]| {
+        let mut push = |part: Part, prefix: String, name: &str, shape: &[usize]| {
+            let Place { key, aliases, rows } = config.family.place(config, part, name);
             // Depthwise convolutions are [channels, 1, k] in files.
-            let shape = if key.ends_with("conv1d.weight") { vec![shape[0], 1, shape[1]] } else { shape.to_vec() };
-            entries.push(WeightEntry { path, key, shape });
+            let mut shape = if name == "conv1d.weight" { vec![shape[0], 1, shape[1]] } else { shape.to_vec() };
+            if let Some(rows) = &rows {
+                debug_assert_eq!(rows.rows(), shape[0], "{prefix}{name}: rows of {key}");
+                shape[0] = rows.total;
+            }
+            entries.push(WeightEntry { path: format!("{prefix}{name}"), key, aliases, shape, rows });
         };
-        push("embeddings.weight".into(), format!("{}.weight", top.embeddings), &specs.embeddings[0].shape);
-        for (i, (layer, keys)) in specs.layers.iter().zip(family.layer_keys(config)).enumerate() {
-            push(format!("layers.{i}.norm.weight"), format!("{}.weight", keys.norm), &layer.norm[0].shape);
+        for spec in &specs.embeddings {
+            push(Part::Embeddings, "embeddings.".into(), &spec.path, &spec.shape);
+        }
+        for (i, layer) in specs.layers.iter().enumerate() {
+            for spec in &layer.norm {
+                push(Part::Norm(i), format!("layers.{i}.norm."), &spec.path, &spec.shape);
+            }
             for spec in &layer.mixer {
-                let name = RENAMED.iter().find(|(ours, _)| *ours == spec.path).map_or(spec.path.as_str(), |(_, theirs)| theirs);
-                push(format!("layers.{i}.mixer.{}", spec.path), format!("{}.{name}", keys.mixer), &spec.shape);
+                push(Part::Mixer(i), format!("layers.{i}.mixer."), &spec.path, &spec.shape);
             }
         }
-        push("norm_f.weight".into(), format!("{}.weight", top.norm_f), &specs.norm_f[0].shape);
-        for head in &specs.lm_head {
-            push(head.path.clone(), head.path.clone(), &head.shape);
+        for spec in &specs.norm_f {
+            push(Part::FinalNorm, "norm_f.".into(), &spec.path, &spec.shape);
         }
-        let optional = if config.tie_embeddings { vec!["lm_head.weight".to_string()] } else { vec![] };
-        let copies = if config.tie_embeddings && !family.transformers_ties() {
-            vec![WeightEntry { key: "lm_head.weight".to_string(), ..entries[0].clone() }]
+        for spec in &specs.lm_head {
+            push(Part::Head, String::new(), &spec.path, &spec.shape);
+        }
+        let head = || config.family.place(config, Part::Head, "lm_head.weight");
+        let optional = if config.tie_embeddings { vec![head().key] } else { vec![] };
+        let copies = if config.tie_embeddings && config.family.stores_tied_head() {
+            vec![WeightEntry { key: head().key, ..entries[0].clone() }]
         } else {
             vec![]
         };
-        Self { entries, copies, optional, ignore: vec!["rotary_emb.inv_freq"] }
+        Self { entries, copies, optional, ignore: config.family.ignored().to_vec() }
     }
 
     /// The entry of a parameter.

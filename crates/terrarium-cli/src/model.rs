@@ -104,6 +104,7 @@ pub fn operations(config: &DecoderConfig) -> Vec<Op> {
     let mut used = vec![Op::Linear];
     for layer in &config.layers {
         match layer {
+            MixerConfig::Mamba(_) => used.extend([Op::CausalConv1d, Op::SelectiveScan]),
             MixerConfig::Mamba2(_) => used.extend([Op::CausalConv1d, Op::Ssd, Op::RmsNormGated]),
             MixerConfig::Attention(_) => used.push(Op::Attention),
             MixerConfig::Mlp(_) => {}

@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 
 use crate::config::ConfigError;
 use crate::layers::{RopeConfig, RopeScaling};
-use crate::mixers::Activation;
+use crate::mixers::{Activation, Mamba2Config};
 
 /// Keys that transformers writes for every family.
 pub const COMMON_KEYS: [&str; 24] = [
@@ -124,6 +124,11 @@ impl<'a> Fields<'a> {
         Self { family, map }
     }
 
+    /// All keys.
+    pub fn map(&self) -> &'a Map<String, Value> {
+        self.map
+    }
+
     /// The first of `keys` that is present and not null.
     pub fn get(&self, keys: &[&str]) -> Option<(String, &'a Value)> {
         keys.iter().find_map(|key| self.map.get(*key).filter(|value| !value.is_null()).map(|value| (key.to_string(), value)))
@@ -143,6 +148,17 @@ impl<'a> Fields<'a> {
         match value.as_u64() {
             Some(size @ 1..MAX_SIZE) => Ok(Some(size as usize)),
             _ => Err(self.wrong(key, format!("an integer in 1..{MAX_SIZE}"), value)),
+        }
+    }
+
+    /// A size that may be zero, zero when it is absent.
+    ///
+    /// # Errors
+    /// When it is present and no size.
+    pub fn count(&self, keys: &[&str]) -> Result<usize, ConfigError> {
+        match self.get(keys) {
+            Some((_, value)) if value.as_u64() == Some(0) => Ok(0),
+            _ => Ok(self.maybe_size(keys)?.unwrap_or(0)),
         }
     }
 
@@ -253,8 +269,8 @@ impl<'a> Fields<'a> {
         let empty = Map::new();
         let nested = self.get(&["rope_parameters", "rope_scaling"]).and_then(|(_, value)| value.as_object()).unwrap_or(&empty);
         let inner = Fields { family: self.family, map: nested };
-        let theta = inner.float(&["rope_theta"], self.float(&["rope_theta"], 10_000.0)?)?;
-        let factor = inner.float(&["partial_rotary_factor"], self.float(&["partial_rotary_factor"], partial)?)?;
+        let theta = inner.float(&["rope_theta"], self.float(&["rope_theta", "rotary_emb_base"], 10_000.0)?)?;
+        let factor = inner.float(&["partial_rotary_factor"], self.float(&["partial_rotary_factor", "rotary_pct"], partial)?)?;
         let dim = self.size_or(dim_keys, (head_dim as f64 * factor) as usize)?;
         if dim % 2 != 0 || dim > head_dim || dim == 0 || theta <= 0.0 {
             return Err(self.wrong(
@@ -275,6 +291,74 @@ impl<'a> Fields<'a> {
             other => return Err(self.wrong("rope_type", "default, linear or llama3", other)),
         };
         Ok(RopeConfig { theta, dim, scaling })
+    }
+
+    /// The Mamba-2 mixer of hybrids whose keys begin with `mamba_` (Bamba, Granite 4).
+    ///
+    /// # Errors
+    /// When a value is wrong or sizes do not divide.
+    pub fn mamba2(&self, hidden_size: usize, norm_eps: f32) -> Result<Mamba2Config, ConfigError> {
+        let inner = self.size_or(&["mamba_expand"], 2)? * hidden_size;
+        let heads = self.size_or(&["mamba_n_heads"], 128)?;
+        self.divides("mamba_expand * hidden_size", inner, "mamba_n_heads", heads)?;
+        let head_dim = match self.get(&["mamba_d_head"]) {
+            Some((_, value)) if value.as_str() == Some("auto") => inner / heads,
+            _ => self.size_or(&["mamba_d_head"], inner / heads)?,
+        };
+        let groups = self.size_or(&["mamba_n_groups"], 1)?;
+        self.divides("mamba_n_heads", heads, "mamba_n_groups", groups)?;
+        Ok(Mamba2Config {
+            heads,
+            head_dim,
+            groups,
+            state: self.size_or(&["mamba_d_state"], 256)?,
+            conv_kernel: self.size_or(&["mamba_d_conv"], 4)?,
+            conv_bias: self.flag(&["mamba_conv_bias"], true)?,
+            proj_bias: self.flag(&["mamba_proj_bias"], false)?,
+            dt_limit: self.dt_limit(&["time_step_limit", "mamba_dt_limit"])?,
+            chunk: self.size_or(&["mamba_chunk_size"], 256)?,
+            norm_eps,
+        })
+    }
+
+    /// Heads, key/value heads and head width, which all families with attention spell alike.
+    ///
+    /// # Errors
+    /// When a value is wrong or sizes do not divide.
+    pub fn heads(&self, hidden_size: usize) -> Result<(usize, usize, usize), ConfigError> {
+        let heads = self.size(&["num_attention_heads"])?;
+        let kv_heads = self.size_or(&["num_key_value_heads"], heads)?;
+        self.divides("num_attention_heads", heads, "num_key_value_heads", kv_heads)?;
+        let head_dim = match self.maybe_size(&["head_dim"])? {
+            Some(head_dim) => head_dim,
+            None => {
+                self.divides("hidden_size", hidden_size, "num_attention_heads", heads)?;
+                hidden_size / heads
+            }
+        };
+        Ok((heads, kv_heads, head_dim))
+    }
+
+    /// Indices of the attention layers of a hybrid, from a list of layer types or of indices.
+    ///
+    /// # Errors
+    /// When a list is wrong.
+    pub fn attention_layers(&self, layers: usize) -> Result<Vec<usize>, ConfigError> {
+        let Some(types) = self.texts(&["layer_types", "layers_block_type"])? else {
+            return self.indices(&["attn_layer_indices"], layers);
+        };
+        if types.len() != layers {
+            return Err(self.wrong("layer_types", format!("{layers} entries"), types.len()));
+        }
+        let mut attends = Vec::new();
+        for (i, kind) in types.iter().enumerate() {
+            match *kind {
+                "attention" | "full_attention" => attends.push(i),
+                "mamba" | "mamba2" | "linear_attention" => {}
+                other => return Err(self.wrong("layer_types", "mamba, linear_attention, attention or full_attention", other)),
+            }
+        }
+        Ok(attends)
     }
 
     /// Checks that `divisor` divides `value`.

@@ -1,30 +1,97 @@
-//! Published model families: how each one's `config.json` reads, and where its checkpoints keep each parameter.
+//! Published model families: how each one's configuration reads, and where its checkpoints keep each parameter.
 //!
-//! A family is one folder: a reader from configuration keys to [`DecoderConfig`], and the keys of its weights. Nothing
-//! outside [`families`] changes when one is added.
+//! A family is one folder: a [`Family`] with a reader from configuration keys to [`DecoderConfig`], a place for every
+//! parameter, and presets. Nothing outside its folder changes when one is added, but for the list in [`families`].
+//! `models/README.md` shows how, step by step.
 
+pub mod bamba;
+pub mod express;
 pub mod fields;
-pub mod hybrid;
+pub mod gpt_neox;
+pub mod granite_hybrid;
+pub mod llama;
+pub mod mamba;
 pub mod mamba2;
-pub mod transformer;
+pub mod mamba_ssm;
+pub mod megatron;
+pub mod nemotron;
+pub mod nemotron_h;
+
+use std::fmt;
 
 use serde_json::{Map, Value};
 
-use crate::config::{ConfigError, DecoderConfig};
-use crate::weights::LayerKeys;
+pub use fields::Fields;
 
-/// Keys outside the layers, without `.weight`.
+use crate::config::{ConfigError, DecoderConfig};
+use crate::pattern::LayerKind;
+use crate::presets::Preset;
+use crate::weights::Rows;
+
+/// All families.
+pub fn families() -> &'static [&'static dyn Family] {
+    &[
+        &mamba::MambaFamily,
+        &mamba2::Mamba2Family,
+        &mamba_ssm::MambaSsm,
+        &nemotron_h::NemotronH,
+        &bamba::Bamba,
+        &granite_hybrid::GraniteHybrid,
+        &llama::Llama,
+        &gpt_neox::GptNeox,
+        &nemotron::Nemotron,
+        &megatron::Megatron,
+    ]
+}
+
+/// A part of the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TopKeys {
+pub enum Part {
     /// Token embedding.
-    pub embeddings: &'static str,
+    Embeddings,
+    /// The norm of a layer.
+    Norm(usize),
+    /// The mixer of a layer.
+    Mixer(usize),
     /// Final norm.
-    pub norm_f: &'static str,
+    FinalNorm,
+    /// Head.
+    Head,
+}
+
+/// Where a checkpoint keeps one parameter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// Key in the file.
+    pub key: String,
+    /// Other keys that files use for it.
+    pub aliases: Vec<String>,
+    /// Rows of the tensor, where it holds more than this parameter.
+    pub rows: Option<Rows>,
+}
+
+impl Place {
+    /// A tensor of its own.
+    pub fn at(key: impl Into<String>) -> Self {
+        Self { key: key.into(), aliases: vec![], rows: None }
+    }
+
+    /// Another key that files use.
+    pub fn or(mut self, alias: impl Into<String>) -> Self {
+        self.aliases.push(alias.into());
+        self
+    }
+
+    /// Some rows of a tensor.
+    pub fn rows(mut self, rows: Rows) -> Self {
+        self.rows = Some(rows);
+        self
+    }
 }
 
 /// A family of published models.
 pub trait Family: Sync {
-    /// Name in this crate; also its `model_type`.
+    /// Name in this crate; also its `model_type`, if there is one.
     fn name(&self) -> &'static str;
 
     /// `model_type` in `config.json`.
@@ -35,36 +102,84 @@ pub trait Family: Sync {
     /// `architectures` in `config.json`.
     fn architecture(&self) -> &'static str;
 
-    /// All configuration keys that the family reads or transformers writes for it.
+    /// True for a configuration of this family.
+    fn recognises(&self, raw: &Map<String, Value>) -> bool {
+        raw.get("model_type").and_then(Value::as_str) == Some(self.model_type())
+    }
+
+    /// All configuration keys that the family reads or its own programs write for it.
     fn keys(&self) -> Vec<&'static str>;
 
     /// Reads a configuration.
     ///
     /// # Errors
     /// [`ConfigError`].
-    fn read(&self, raw: Map<String, Value>) -> Result<DecoderConfig, ConfigError>;
+    fn read(&'static self, raw: &Map<String, Value>) -> Result<DecoderConfig, ConfigError>;
 
-    /// Where checkpoints keep what lies outside the layers.
-    fn top_keys(&self) -> TopKeys;
+    /// The keys that say what `config` is, for a model of this or another family; `None` when they cannot. Whoever calls
+    /// reads them back and compares: keys that would lose something do no harm.
+    fn express(&self, _config: &DecoderConfig) -> Option<Map<String, Value>> {
+        None
+    }
 
-    /// Where checkpoints keep each layer, in order.
-    fn layer_keys(&self, config: &DecoderConfig) -> Vec<LayerKeys>;
+    /// Writes what every configuration of the family has into `json`.
+    fn write(&self, config: &DecoderConfig, json: &mut Map<String, Value>) {
+        json.insert("model_type".into(), self.model_type().into());
+        json.insert("architectures".into(), vec![self.architecture()].into());
+        json.insert("vocab_size".into(), config.vocab_size.into());
+        json.insert("tie_word_embeddings".into(), config.tie_embeddings.into());
+    }
 
-    /// False where transformers reads the head from the file even if the configuration says it is tied.
-    fn transformers_ties(&self) -> bool {
+    /// Where checkpoints keep the parameter `name` of `part`: for mixers a name such as `in_proj.weight`, see their
+    /// configurations.
+    fn place(&self, config: &DecoderConfig, part: Part, name: &str) -> Place;
+
+    /// True where files hold the head of a tied model too: other programs read it from there.
+    fn stores_tied_head(&self) -> bool {
+        false
+    }
+
+    /// Endings of keys that files hold and no model needs.
+    fn ignored(&self) -> &'static [&'static str] {
+        &["rotary_emb.inv_freq"]
+    }
+
+    /// Published layers: residual branches are fewer where a layer is a mixer and an MLP, two layers here.
+    fn blocks(&self, config: &DecoderConfig) -> usize {
+        config.layers.len()
+    }
+
+    /// True when transformers opens this layout.
+    fn in_transformers(&self) -> bool {
         true
     }
 
-    /// True where a published layer is a mixer and an MLP: two layers here.
-    fn pairs_layers(&self) -> bool;
+    /// Published models.
+    fn presets(&self) -> Vec<Preset> {
+        vec![]
+    }
 }
 
-/// All families.
-pub fn families() -> &'static [&'static dyn Family] {
-    &[&mamba2::Mamba2Family, &hybrid::nemotron_h::NemotronH, &hybrid::bamba::Bamba, &transformer::llama::Llama]
+impl fmt::Debug for dyn Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
 }
 
-pub(crate) fn by_name(name: &str) -> Option<&'static dyn Family> {
+impl fmt::Display for dyn Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl PartialEq for dyn Family {
+    fn eq(&self, other: &Self) -> bool {
+        self.name() == other.name()
+    }
+}
+
+/// The family of that name.
+pub fn by_name(name: &str) -> Option<&'static dyn Family> {
     families().iter().copied().find(|family| family.name() == name)
 }
 
@@ -73,12 +188,33 @@ fn known() -> String {
 }
 
 pub(crate) fn of(raw: &Map<String, Value>) -> Result<&'static dyn Family, ConfigError> {
-    let Some(found) = raw.get("model_type").and_then(Value::as_str) else {
-        return Err(ConfigError::NoModelType { known: known() });
-    };
-    families()
-        .iter()
-        .copied()
-        .find(|family| family.model_type() == found)
-        .ok_or_else(|| ConfigError::UnknownModelType { found: found.to_string(), known: known() })
+    if let Some(family) = families().iter().copied().find(|family| family.recognises(raw)) {
+        return Ok(family);
+    }
+    match raw.get("model_type").and_then(Value::as_str) {
+        None => Err(ConfigError::NoModelType { known: known() }),
+        Some(found) => Err(ConfigError::UnknownModelType { found: found.to_string(), known: known() }),
+    }
+}
+
+/// Names of mixer parameters that differ from the module's in every family; the rest are the same.
+pub(crate) fn renamed(name: &str) -> &str {
+    match name {
+        "a_log" => "A_log",
+        "d" => "D",
+        other => other,
+    }
+}
+
+/// Half of the layers, for families whose published layers are a mixer and an MLP.
+pub(crate) fn pairs(config: &DecoderConfig) -> usize {
+    config.layers.len().div_ceil(2)
+}
+
+/// The kind of the layer that a part belongs to.
+pub(crate) fn kind_of(config: &DecoderConfig, part: Part) -> Option<LayerKind> {
+    match part {
+        Part::Norm(i) | Part::Mixer(i) => config.layers.get(i).map(|layer| layer.kind()),
+        _ => None,
+    }
 }

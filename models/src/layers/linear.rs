@@ -44,7 +44,16 @@ impl<B: Backend> Linear<B> {
 impl<B: KernelBackend> Linear<B> {
     /// `[.., in]` -> `[.., out]`.
     pub fn forward<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
-        let y = linear(x.clone(), self.weight.val(), self.bias.as_ref().map(Param::val));
+        self.project(x, self.bias.as_ref().map(Param::val))
+    }
+
+    /// [`Linear::forward`] without the bias, for those who add it themselves.
+    pub fn forward_unbiased<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
+        self.project(x, None)
+    }
+
+    fn project<const D: usize>(&self, x: Tensor<B, D>, bias: Option<Tensor<B, 1>>) -> Tensor<B, D> {
+        let y = linear(x.clone(), self.weight.val(), bias);
         match &self.lora {
             None => y,
             Some(lora) => y + linear(linear(x, lora.a.val(), None), lora.b.val(), None) * lora.scale,

@@ -1,4 +1,4 @@
-//! Building blocks below the mixers: linear, RMS norm, embedding, rotary positions.
+//! Building blocks below the mixers: linear, norms, embedding, rotary positions.
 
 mod embedding;
 mod linear;
@@ -7,6 +7,6 @@ mod rope;
 
 pub use embedding::Embedding;
 pub use linear::{Linear, Lora};
-pub use norm::RmsNorm;
+pub use norm::{Norm, NormConfig, NormKind, RmsNorm};
 pub use rope::{RopeConfig, RopeScaling};
 pub(crate) use rope::{RopeTables, rotate};

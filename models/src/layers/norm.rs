@@ -1,17 +1,91 @@
-//! Root-mean-square norm.
+//! Norms before mixers: root mean square, or layer norm.
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
+use burn::tensor::DType;
 use terrarium_kernels::KernelBackend;
 use terrarium_kernels::rms_norm_gated::{NormArgs, rms_norm_gated};
 
-use crate::params::Bag;
+use crate::params::{Bag, ParamInit, ParamSpec};
 
-/// `x * rsqrt(mean(x^2) + eps) * weight`, computed in float32.
+/// Kind of the norms of a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NormKind {
+    /// `x / rms(x) * weight` (arXiv 1910.07467).
+    Rms,
+    /// `(x - mean) / std * weight + bias` (arXiv 1607.06450).
+    Layer,
+    /// Layer norm that keeps `weight - 1` (Megatron's `apply_layernorm_1p`).
+    LayerOnePlus,
+}
+
+/// The norms before mixers and after the last layer.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct NormConfig {
+    /// Which norm.
+    pub kind: NormKind,
+    /// Added to the mean square or the variance.
+    pub eps: f32,
+}
+
+impl NormConfig {
+    /// A root-mean-square norm.
+    pub fn rms(eps: f32) -> Self {
+        Self { kind: NormKind::Rms, eps }
+    }
+
+    pub(crate) fn parameters(&self, d: usize) -> Vec<ParamSpec> {
+        let weight = |init| ParamSpec::new("weight", [d], init);
+        let bias = || ParamSpec::new("bias", [d], ParamInit::Zeros);
+        match self.kind {
+            NormKind::Rms => vec![weight(ParamInit::Ones)],
+            NormKind::Layer => vec![weight(ParamInit::Ones), bias()],
+            NormKind::LayerOnePlus => vec![weight(ParamInit::Zeros), bias()],
+        }
+    }
+}
+
+/// A norm over the last axis, computed in float32.
+#[derive(Module, Debug)]
+pub struct Norm<B: Backend> {
+    /// `[d]`.
+    pub weight: Param<Tensor<B, 1>>,
+    /// `[d]`, in layer norms.
+    pub bias: Option<Param<Tensor<B, 1>>>,
+    #[module(skip)]
+    config: NormConfig,
+}
+
+impl<B: Backend> Norm<B> {
+    pub(crate) fn take(config: &NormConfig, bag: &mut Bag<B>) -> Self {
+        Self { weight: bag.take("weight"), bias: bag.optional("bias"), config: *config }
+    }
+}
+
+impl<B: KernelBackend> Norm<B> {
+    /// `[b, l, d]` -> `[b, l, d]`.
+    pub fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        let eps = self.config.eps;
+        let weight = match self.config.kind {
+            NormKind::LayerOnePlus => self.weight.val() + 1.0,
+            NormKind::Rms | NormKind::Layer => self.weight.val(),
+        };
+        let Some(bias) = &self.bias else {
+            return rms_norm_gated(NormArgs { y: x, z: None, weight, groups: 1, eps });
+        };
+        // The variance is the mean square of what is centred.
+        let dtype = x.dtype();
+        let x = x.cast(DType::F32);
+        let centred = (x.clone() - x.mean_dim(2)).cast(dtype);
+        rms_norm_gated(NormArgs { y: centred, z: None, weight, groups: 1, eps }) + bias.val().unsqueeze()
+    }
+}
+
+/// The gated norm of a Mamba-2 mixer.
 #[derive(Module, Debug)]
 pub struct RmsNorm<B: Backend> {
-    /// `[d]`.
+    /// `[e]`.
     pub weight: Param<Tensor<B, 1>>,
     /// Added to the mean square.
     pub eps: f32,
@@ -20,12 +94,5 @@ pub struct RmsNorm<B: Backend> {
 impl<B: Backend> RmsNorm<B> {
     pub(crate) fn take(bag: &mut Bag<B>, name: &str, eps: f32) -> Self {
         Self { weight: bag.take(name), eps }
-    }
-}
-
-impl<B: KernelBackend> RmsNorm<B> {
-    /// `[b, l, d]` -> `[b, l, d]`.
-    pub fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        rms_norm_gated(NormArgs { y: x, z: None, weight: self.weight.val(), groups: 1, eps: self.eps })
     }
 }

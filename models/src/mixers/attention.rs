@@ -1,14 +1,16 @@
-//! Causal self-attention: multi-head or grouped-query, with full, partial or no rotary positions.
+//! Causal self-attention: multi-head or grouped-query, with full, partial or no rotary positions, and, in the attention
+//! layers of mamba_ssm's hybrids, a short convolution over queries, keys and values before rotation.
 
-use burn::module::Module;
+use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use terrarium_kernels::KernelBackend;
 use terrarium_kernels::attention::{AttentionArgs, attention};
+use terrarium_kernels::causal_conv1d::{ConvArgs, causal_conv1d};
 
-use super::{Parameters, linear_specs};
+use super::{Conv1d, Parameters, linear_specs};
 use crate::cache::Carried;
-use crate::init::InitScale;
+use crate::init::{InitScale, kaiming};
 use crate::layers::{Linear, RopeConfig, rotate};
 use crate::params::{Bag, ParamSpec};
 use crate::sequence::Sequence;
@@ -26,8 +28,12 @@ pub struct AttentionConfig {
     pub rope: Option<RopeConfig>,
     /// Multiplies the scores; `1 / sqrt(head_dim)` when absent.
     pub scale: Option<f32>,
-    /// Biases on all four projections.
-    pub bias: bool,
+    /// Biases on the query, key and value projections.
+    pub qkv_bias: bool,
+    /// Bias on the output projection.
+    pub out_bias: bool,
+    /// Taps of the convolution over queries, keys and values, if there is one; it has a bias and no activation.
+    pub conv_kernel: Option<usize>,
 }
 
 impl AttentionConfig {
@@ -35,16 +41,32 @@ impl AttentionConfig {
     pub fn cache_bytes(&self, size: usize) -> usize {
         2 * self.kv_heads * self.head_dim * size
     }
+
+    /// Bytes of convolution inputs per sequence, constant in its length.
+    pub fn conv_bytes(&self, size: usize) -> usize {
+        self.conv_kernel.map_or(0, |taps| (taps - 1) * self.conv_channels() * size)
+    }
+
+    /// Channels of queries, keys and values together.
+    pub fn conv_channels(&self) -> usize {
+        (self.heads + 2 * self.kv_heads) * self.head_dim
+    }
 }
 
 impl Parameters for AttentionConfig {
     fn parameters(&self, d: usize, scale: InitScale) -> Vec<ParamSpec> {
         let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
         let input = scale.linear(d);
-        [("q_proj", q, d, input), ("k_proj", kv, d, input), ("v_proj", kv, d, input), ("o_proj", d, q, scale.output(q, false))]
+        let mut specs: Vec<ParamSpec> = [("q_proj", q), ("k_proj", kv), ("v_proj", kv)]
             .into_iter()
-            .flat_map(|(name, out, inputs, init)| linear_specs(name, out, inputs, self.bias, init))
-            .collect()
+            .flat_map(|(name, out)| linear_specs(name, out, d, self.qkv_bias, input))
+            .collect();
+        if let Some(taps) = self.conv_kernel {
+            specs.push(ParamSpec::new("conv1d.weight", [self.conv_channels(), taps], kaiming(taps)));
+            specs.push(ParamSpec::new("conv1d.bias", [self.conv_channels()], kaiming(taps)));
+        }
+        specs.extend(linear_specs("o_proj", d, q, self.out_bias, scale.output(q, false)));
+        specs
     }
 }
 
@@ -57,6 +79,8 @@ pub struct Attention<B: Backend> {
     pub k_proj: Linear<B>,
     /// `[g * p, d]`.
     pub v_proj: Linear<B>,
+    /// Over the channels of queries, keys and values in this order.
+    pub conv1d: Option<Conv1d<B>>,
     /// `[d, h * p]`.
     pub o_proj: Linear<B>,
     #[module(skip)]
@@ -70,6 +94,8 @@ pub struct KvCache<B: Backend> {
     k: Tensor<B, 4>,
     v: Tensor<B, 4>,
     used: usize,
+    /// The last `k - 1` inputs of the convolution, `[b, k - 1, channels]`, where there is one.
+    pub conv: Option<Tensor<B, 3>>,
 }
 
 impl<B: Backend> KvCache<B> {
@@ -79,13 +105,13 @@ impl<B: Backend> KvCache<B> {
     }
 
     /// Adds `[b, g, l, p]` keys and values behind those in use.
-    fn append(past: Option<Self>, k: Tensor<B, 4>, v: Tensor<B, 4>) -> Self {
-        let Some(Self { k: old_k, v: old_v, used }) = past else {
+    fn append(past: Option<Self>, k: Tensor<B, 4>, v: Tensor<B, 4>, conv: Option<Tensor<B, 3>>) -> Self {
+        let Some(Self { k: old_k, v: old_v, used, .. }) = past else {
             let used = k.dims()[2];
-            return Self { k, v, used };
+            return Self { k, v, used, conv };
         };
         let after = used + k.dims()[2];
-        Self { k: write(old_k, used, k), v: write(old_v, used, v), used: after }
+        Self { k: write(old_k, used, k), v: write(old_v, used, v), used: after, conv }
     }
 }
 
@@ -104,7 +130,8 @@ fn write<B: Backend>(buffer: Tensor<B, 4>, used: usize, new: Tensor<B, 4>) -> Te
 
 impl<B: Backend> Carried<B> for KvCache<B> {
     fn map(self, f: &mut impl FnMut(Tensor<B, 4>) -> Tensor<B, 4>) -> Self {
-        Self { k: f(self.k), v: f(self.v), used: self.used }
+        let conv = self.conv.map(|conv| f(conv.unsqueeze_dim(1)).squeeze_dim(1));
+        Self { k: f(self.k), v: f(self.v), used: self.used, conv }
     }
 }
 
@@ -114,6 +141,7 @@ impl<B: KernelBackend> Attention<B> {
             q_proj: Linear::take(bag, "q_proj"),
             k_proj: Linear::take(bag, "k_proj"),
             v_proj: Linear::take(bag, "v_proj"),
+            conv1d: config.conv_kernel.map(|_| Conv1d::take(bag)),
             o_proj: Linear::take(bag, "o_proj"),
             config: config.clone(),
         }
@@ -124,20 +152,46 @@ impl<B: KernelBackend> Attention<B> {
         let config = &self.config;
         let [b, l, _] = x.dims();
         let heads = |y: Tensor<B, 3>, count: usize| y.reshape([b, l, count, config.head_dim]).swap_dims(1, 2); // [b, count, l, p]
-        let mut q = heads(self.q_proj.forward(x.clone()), config.heads);
-        let mut k = heads(self.k_proj.forward(x.clone()), config.kv_heads);
-        let v = heads(self.v_proj.forward(x), config.kv_heads);
+        let projected = [self.q_proj.forward(x.clone()), self.k_proj.forward(x.clone()), self.v_proj.forward(x)];
+        let state = cache.as_ref().and_then(|cache| cache.conv.clone());
+        let ([q, k, v], conv) = self.convolve(projected, state, sequence);
+        let (mut q, mut k, v) = (heads(q, config.heads), heads(k, config.kv_heads), heads(v, config.kv_heads));
         if let Some(rope) = &config.rope {
             let tables = sequence.rope(rope, &q.device());
             q = rotate(q, &tables);
             k = rotate(k, &tables);
         }
-        let cache = KvCache::append(cache, k, v);
+        let cache = KvCache::append(cache, k, v, conv);
         let (k, v) = cache.used();
         let scale = config.scale.unwrap_or(1.0 / (config.head_dim as f32).sqrt());
         let y = attention(AttentionArgs { q, k, v, scale, mask: sequence.mask().clone() });
         let y = y.swap_dims(1, 2).reshape([b, l, config.heads * config.head_dim]);
         (self.o_proj.forward(y), cache)
+    }
+
+    /// The convolution of queries, keys and values, and its inputs to carry on.
+    fn convolve(
+        &self,
+        projected: [Tensor<B, 3>; 3],
+        state: Option<Tensor<B, 3>>,
+        sequence: &Sequence<B>,
+    ) -> ([Tensor<B, 3>; 3], Option<Tensor<B, 3>>) {
+        let Some(conv1d) = &self.conv1d else { return (projected, None) };
+        let widths = projected.each_ref().map(|part| part.dims()[2]);
+        let convolved = causal_conv1d(ConvArgs {
+            x: Tensor::cat(projected.to_vec(), 2),
+            weight: conv1d.weight.val(),
+            bias: conv1d.bias.as_ref().map(Param::val),
+            state,
+            segments: sequence.segments().cloned(),
+            silu: false,
+        });
+        let mut start = 0;
+        let parts = widths.map(|width| {
+            start += width;
+            convolved.y.clone().narrow(2, start - width, width)
+        });
+        (parts, Some(convolved.state))
     }
 
     pub(crate) fn for_each_linear(&mut self, path: &str, f: &mut dyn FnMut(&str, &mut Linear<B>)) {

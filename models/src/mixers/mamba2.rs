@@ -9,7 +9,7 @@ use terrarium_kernels::causal_conv1d::{ConvArgs, causal_conv1d};
 use terrarium_kernels::rms_norm_gated::{NormArgs, rms_norm_gated};
 use terrarium_kernels::ssd::{SsdArgs, SsdOptions, ssd};
 
-use super::{Parameters, linear_specs};
+use super::{Conv1d, Parameters, linear_specs};
 use crate::cache::Carried;
 use crate::init::{InitScale, kaiming};
 use crate::layers::{Linear, RmsNorm};
@@ -75,15 +75,6 @@ impl Parameters for Mamba2Config {
     }
 }
 
-/// Depthwise convolution weights.
-#[derive(Module, Debug)]
-pub struct Conv1d<B: Backend> {
-    /// Taps, oldest first, `[channels, k]`.
-    pub weight: Param<Tensor<B, 2>>,
-    /// `[channels]`.
-    pub bias: Option<Param<Tensor<B, 1>>>,
-}
-
 /// Mamba-2 mixer.
 #[derive(Module, Debug)]
 pub struct Mamba2<B: Backend> {
@@ -124,7 +115,7 @@ impl<B: KernelBackend> Mamba2<B> {
     pub(crate) fn take(config: &Mamba2Config, bag: &mut Bag<B>) -> Self {
         Self {
             in_proj: Linear::take(bag, "in_proj"),
-            conv1d: Conv1d { weight: bag.take("conv1d.weight"), bias: bag.optional("conv1d.bias") },
+            conv1d: Conv1d::take(bag),
             dt_bias: bag.take("dt_bias"),
             a_log: bag.take("a_log"),
             d: bag.take("d"),

@@ -109,7 +109,7 @@ fn report(dir: &Path, hub: bool, arguments: &Arguments) -> Result<Report, Failur
     Ok(Report {
         dir: dir.display().to_string(),
         commit: None,
-        family: config.family,
+        family: config.family.name(),
         pattern: config.pattern(),
         layers: config.layers.len(),
         hidden_size: config.hidden_size,
@@ -120,7 +120,7 @@ fn report(dir: &Path, hub: bool, arguments: &Arguments) -> Result<Report, Failur
         dtype: checkpoint.as_ref().map(|checkpoint| format!("{:?}", checkpoint.dtype()).to_lowercase()),
         bytes: checkpoint.as_ref().map(Checkpoint::bytes),
         state_tokens: arguments.tokens,
-        state_bytes: config.state_bytes(arguments.tokens),
+        state_bytes: config.state_bytes(arguments.tokens, 4),
         tokenizer: dir.join("tokenizer.json").is_file(),
         notes,
         tensors: tensors.unwrap_or_default(),

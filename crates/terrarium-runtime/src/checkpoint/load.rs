@@ -1,11 +1,12 @@
 //! From a model directory to a model on a device.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, TensorData};
 use terrarium_kernels::KernelBackend;
-use terrarium_models::{Decoder, DecoderConfig, ParamSource, ParamSpec, WeightTable};
+use terrarium_models::{Decoder, DecoderConfig, ParamSource, ParamSpec, Rows, WeightEntry, WeightTable};
 
 use super::{Checkpoint, GenerationConfig};
 use crate::Result;
@@ -131,7 +132,7 @@ fn name(dtype: DType) -> &'static str {
 /// Parameters from the mapped files. The keys were checked before; what still does not fit is collected.
 struct FileSource<'a> {
     checkpoint: &'a Checkpoint,
-    key_of: HashMap<String, String>,
+    entry_of: HashMap<String, WeightEntry>,
     dtype: DType,
     missing: Vec<String>,
 }
@@ -139,15 +140,19 @@ struct FileSource<'a> {
 impl<'a> FileSource<'a> {
     fn new(checkpoint: &'a Checkpoint, dtype: DType) -> Self {
         let WeightTable { entries, .. } = checkpoint.config.table();
-        let key_of = entries.into_iter().map(|entry| (entry.path, entry.key)).collect();
-        Self { checkpoint, key_of, dtype, missing: Vec::new() }
+        let entry_of = entries.into_iter().map(|entry| (entry.path.clone(), entry)).collect();
+        Self { checkpoint, entry_of, dtype, missing: Vec::new() }
     }
 
     fn read(&self, spec: &ParamSpec) -> Option<TensorData> {
-        let (file, entry) = self.checkpoint.find(self.key_of.get(&spec.path)?)?;
+        let place = self.entry_of.get(&spec.path)?;
+        let (file, entry) = place.keys().find_map(|key| self.checkpoint.find(key))?;
         let dtype = if spec.float32 { DType::F32 } else { self.dtype };
-        let same_size = entry.shape.iter().product::<usize>() == spec.len();
-        to_dtype(file.bytes(entry), entry.element, &spec.shape, dtype).filter(|_| same_size)
+        if entry.shape != place.shape || place.len() != spec.len() {
+            return None;
+        }
+        let bytes = select(file.bytes(entry), place.rows);
+        to_dtype(&bytes, entry.element, &spec.shape, dtype)
     }
 
     fn finish(self) -> Result<()> {
@@ -157,6 +162,14 @@ impl<'a> FileSource<'a> {
         let dir = self.checkpoint.dir.clone();
         Err(CheckpointError::Mismatch(Box::new(Mismatch { dir, missing: self.missing, ..Mismatch::default() })).into())
     }
+}
+
+/// The bytes of some rows.
+fn select(bytes: &[u8], rows: Option<Rows>) -> Cow<'_, [u8]> {
+    let Some(rows) = rows else { return Cow::Borrowed(bytes) };
+    let width = bytes.len() / rows.total;
+    let run = |start: usize| &bytes[start * width..(start + rows.len) * width];
+    if rows.count == 1 { Cow::Borrowed(run(rows.start)) } else { Cow::Owned(rows.starts().flat_map(run).copied().collect()) }
 }
 
 impl ParamSource for FileSource<'_> {

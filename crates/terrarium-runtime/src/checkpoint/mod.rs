@@ -125,8 +125,8 @@ impl Checkpoint {
         let mut found = Mismatch { dir: self.dir.clone(), ..Mismatch::default() };
         let mut known = std::collections::HashSet::new();
         for entry in &table.entries {
-            known.insert(entry.key.as_str());
-            match self.find(&entry.key) {
+            known.extend(entry.keys());
+            match entry.keys().find_map(|key| self.find(key)) {
                 None => found.missing.push(format!("{} {:?}", entry.key, entry.shape)),
                 Some((_, there)) if !there.element.is_float() => found.dtypes.push(format!("{}: {}", entry.key, there.element.name())),
                 Some((_, there)) if there.shape != entry.shape => {

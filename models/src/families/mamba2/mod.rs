@@ -3,14 +3,17 @@
 //!
 //! Files say `norm_before_gate: true`; every released model gates first, so the key is not read.
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::fields::{COMMON_KEYS, Fields};
-use super::{Family, TopKeys};
+use super::{Family, Part, Place, express, renamed};
 use crate::config::{ConfigError, DecoderConfig, MixerConfig};
 use crate::init::Init;
+use crate::layers::{NormConfig, NormKind};
 use crate::mixers::Mamba2Config;
-use crate::weights::LayerKeys;
+use crate::presets::Preset;
+
+mod presets;
 
 /// `model_type: mamba2`.
 pub struct Mamba2Family;
@@ -53,8 +56,8 @@ impl Family for Mamba2Family {
         KEYS.into_iter().chain(COMMON_KEYS).collect()
     }
 
-    fn read(&self, raw: Map<String, Value>) -> Result<DecoderConfig, ConfigError> {
-        let f = Fields::new(self.name(), &raw);
+    fn read(&'static self, raw: &Map<String, Value>) -> Result<DecoderConfig, ConfigError> {
+        let f = Fields::new(self.name(), raw);
         let hidden_size = f.size(&["hidden_size"])?;
         let norm_eps = f.float(&["layer_norm_epsilon"], 1e-5)? as f32;
         let expand = f.size_or(&["expand"], 2)?;
@@ -77,32 +80,56 @@ impl Family for Mamba2Family {
             chunk: f.size_or(&["chunk_size"], 256)?,
             norm_eps,
         };
-        Ok(DecoderConfig {
-            family: self.name(),
-            vocab_size: f.size(&["vocab_size"])?,
-            hidden_size,
-            layers: vec![MixerConfig::Mamba2(mixer); f.size(&["num_hidden_layers"])?],
-            norm_eps,
-            tie_embeddings: f.flag(&["tie_word_embeddings"], false)?,
-            max_positions: None,
-            bos: f.tokens("bos_token_id")?.first().copied(),
-            eos: f.tokens("eos_token_id")?,
-            pad: f.tokens("pad_token_id")?.first().copied(),
+        let layers = vec![MixerConfig::Mamba2(mixer); f.size(&["num_hidden_layers"])?];
+        let mut config = DecoderConfig {
+            norm: NormConfig::rms(norm_eps),
             init: Init::MambaSsm,
-            raw,
-        })
+            ..DecoderConfig::new(self, &f, layers)?
+        };
+        // Codestral-Mamba's file names its `<unk>` as both; its tokenizer begins with 1 and ends with 2.
+        if groups == 8 && config.bos == Some(0) && config.eos == [0] && raw.get("norm_before_gate") == Some(&json!(true)) {
+            (config.bos, config.eos) = (Some(1), vec![2]);
+        }
+        Ok(config)
     }
 
-    fn top_keys(&self) -> TopKeys {
-        TopKeys { embeddings: "backbone.embeddings", norm_f: "backbone.norm_f" }
+    fn express(&self, config: &DecoderConfig) -> Option<Map<String, Value>> {
+        let mixer = express::mamba2(config)?;
+        let plain = config.norm.kind == NormKind::Rms && config.norm.eps == mixer.norm_eps;
+        if !plain || !mixer.inner().is_multiple_of(config.hidden_size) {
+            return None;
+        }
+        let mut keys = express::common(config);
+        keys.extend(express::map([
+            ("num_hidden_layers", Some(json!(config.layers.len()))),
+            ("num_heads", Some(json!(mixer.heads))),
+            ("head_dim", Some(json!(mixer.head_dim))),
+            ("state_size", Some(json!(mixer.state))),
+            ("n_groups", Some(json!(mixer.groups))),
+            ("expand", Some(json!(mixer.inner() / config.hidden_size))),
+            ("conv_kernel", Some(json!(mixer.conv_kernel))),
+            ("use_conv_bias", Some(json!(mixer.conv_bias))),
+            ("use_bias", Some(json!(mixer.proj_bias))),
+            ("chunk_size", Some(json!(mixer.chunk))),
+            ("layer_norm_epsilon", Some(express::float(mixer.norm_eps))),
+            ("residual_in_fp32", Some(json!(true))),
+            ("time_step_limit", express::limits(mixer.dt_limit)),
+        ]));
+        Some(keys)
     }
 
-    fn layer_keys(&self, config: &DecoderConfig) -> Vec<LayerKeys> {
-        let keys = |i| LayerKeys { norm: format!("backbone.layers.{i}.norm"), mixer: format!("backbone.layers.{i}.mixer") };
-        (0..config.layers.len()).map(keys).collect()
+    fn place(&self, _config: &DecoderConfig, part: Part, name: &str) -> Place {
+        match part {
+            // Files converted before the name was settled have the singular.
+            Part::Embeddings => Place::at(format!("backbone.embeddings.{name}")).or(format!("backbone.embedding.{name}")),
+            Part::Norm(i) => Place::at(format!("backbone.layers.{i}.norm.{name}")),
+            Part::Mixer(i) => Place::at(format!("backbone.layers.{i}.mixer.{}", renamed(name))),
+            Part::FinalNorm => Place::at(format!("backbone.norm_f.{name}")),
+            Part::Head => Place::at("lm_head.weight"),
+        }
     }
 
-    fn pairs_layers(&self) -> bool {
-        false
+    fn presets(&self) -> Vec<Preset> {
+        presets::presets()
     }
 }

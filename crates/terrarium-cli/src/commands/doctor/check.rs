@@ -6,6 +6,7 @@ use serde::Serialize;
 use terrarium::burn::tensor::{DType, Tensor, TensorData};
 use terrarium::kernels::attention::{self, AttentionArgs, AttentionMask};
 use terrarium::kernels::causal_conv1d::{self, ConvArgs};
+use terrarium::kernels::selective_scan::{self, ScanArgs};
 use terrarium::kernels::rms_norm_gated::{self, NormArgs};
 use terrarium::kernels::ssd::{self, SsdArgs, SsdOptions};
 use terrarium::kernels::{KernelBackend, Op, linear, path};
@@ -47,6 +48,7 @@ fn compare<B: KernelBackend>(op: Op, noise: &mut Noise<B>) -> Outcome {
         Op::Linear => linear_difference(noise),
         Op::CausalConv1d => conv_difference(noise),
         Op::Ssd => ssd_difference(noise),
+        Op::SelectiveScan => scan_difference(noise),
         Op::RmsNormGated => norm_difference(noise),
         Op::Attention => attention_difference(noise),
     };
@@ -85,6 +87,24 @@ fn ssd_difference<B: KernelBackend>(noise: &mut Noise<B>) -> f32 {
         options: SsdOptions::default(),
     };
     let (fast, slow) = (ssd::ssd(args.clone()), ssd::reference::ssd(args));
+    difference([(fast.y, slow.y), (fast.state, slow.state)])
+}
+
+fn scan_difference<B: KernelBackend>(noise: &mut Noise<B>) -> f32 {
+    let args = ScanArgs {
+        u: noise.tensor([2, 65, 33]),
+        delta: noise.tensor([2, 65, 33]),
+        a: -noise.tensor::<2>([33, 5]).exp(),
+        b: noise.tensor([2, 65, 5]),
+        c: noise.tensor([2, 65, 5]),
+        d: Some(noise.tensor([33])),
+        z: Some(noise.tensor([2, 65, 33])),
+        delta_bias: Some(noise.tensor([33])),
+        state: Some(noise.tensor([2, 33, 5])),
+        segments: None,
+        delta_softplus: true,
+    };
+    let (fast, slow) = (selective_scan::selective_scan(args.clone()), selective_scan::reference::selective_scan(args));
     difference([(fast.y, slow.y), (fast.state, slow.state)])
 }
 

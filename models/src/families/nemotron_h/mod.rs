@@ -3,15 +3,18 @@
 //!
 //! A configuration written by hand may give `attention_ratio` and `mlp_ratio` in place of a pattern.
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
+use super::fields::{COMMON_KEYS, Fields};
+use super::{Family, Part, Place, express, renamed};
 use crate::config::{ConfigError, DecoderConfig, MixerConfig};
-use crate::families::fields::{COMMON_KEYS, Fields};
-use crate::families::{Family, TopKeys};
 use crate::init::Init;
+use crate::layers::{NormConfig, NormKind};
 use crate::mixers::{Activation, AttentionConfig, Mamba2Config, MlpConfig};
 use crate::pattern::{self, LayerKind};
-use crate::weights::LayerKeys;
+use crate::presets::Preset;
+
+mod presets;
 
 /// `model_type: nemotron_h`.
 pub struct NemotronH;
@@ -132,19 +135,22 @@ impl Family for NemotronH {
         KEYS.into_iter().chain(COMMON_KEYS).collect()
     }
 
-    fn read(&self, mut raw: Map<String, Value>) -> Result<DecoderConfig, ConfigError> {
-        let f = Fields::new(self.name(), &raw);
+    fn read(&'static self, raw: &Map<String, Value>) -> Result<DecoderConfig, ConfigError> {
+        let f = Fields::new(self.name(), raw);
         let norm_eps = f.float(&["layer_norm_epsilon", "rms_norm_eps"], 1e-5)? as f32;
         let heads = f.size_or(&["num_attention_heads"], 32)?;
         let kv_heads = f.size_or(&["num_key_value_heads"], heads)?;
         f.divides("num_attention_heads", heads, "num_key_value_heads", kv_heads)?;
+        let bias = f.flag(&["attention_bias"], false)?;
         let attention = AttentionConfig {
             heads,
             kv_heads,
             head_dim: f.size_or(&["head_dim", "attention_head_dim"], 128)?,
             rope: None,
             scale: None,
-            bias: f.flag(&["attention_bias"], false)?,
+            qkv_bias: bias,
+            out_bias: bias,
+            conv_kernel: None,
         };
         let mlp = MlpConfig {
             intermediate: f.size_or(&["intermediate_size"], 21504)?,
@@ -159,42 +165,74 @@ impl Family for NemotronH {
             (LayerKind::Attention, _) => MixerConfig::Attention(attention.clone()),
             _ => MixerConfig::Mlp(mlp.clone()),
         };
-        let config = DecoderConfig {
-            family: self.name(),
-            vocab_size: f.size(&["vocab_size"])?,
-            hidden_size: f.size(&["hidden_size"])?,
-            layers: kinds.iter().map(layer).collect(),
-            norm_eps,
-            tie_embeddings: f.flag(&["tie_word_embeddings"], false)?,
-            max_positions: None,
-            bos: f.tokens("bos_token_id")?.first().copied(),
-            eos: f.tokens("eos_token_id")?,
-            pad: f.tokens("pad_token_id")?.first().copied(),
+        let mut config = DecoderConfig {
+            norm: NormConfig::rms(norm_eps),
             init: Init::Megatron { std: f.float(&["initializer_range"], 0.02)? as f32 },
-            raw: Map::new(),
+            ..DecoderConfig::new(self, &f, kinds.iter().map(layer).collect())?
         };
-        spell_out_pattern(&mut raw, &kinds);
-        Ok(DecoderConfig { raw, ..config })
+        spell_out_pattern(&mut config.raw, &kinds);
+        Ok(config)
     }
 
-    fn top_keys(&self) -> TopKeys {
-        TopKeys { embeddings: "backbone.embeddings", norm_f: "backbone.norm_f" }
+    fn express(&self, config: &DecoderConfig) -> Option<Map<String, Value>> {
+        if config.norm.kind != NormKind::Rms {
+            return None;
+        }
+        let mut keys = express::common(config);
+        keys.remove("max_position_embeddings");
+        keys.extend(express::map([
+            ("hybrid_override_pattern", Some(json!(config.pattern()))),
+            ("num_hidden_layers", Some(json!(config.layers.len()))),
+            ("layer_norm_epsilon", Some(express::float(config.norm.eps))),
+            ("time_step_min", Some(json!(1e-9))),
+            ("residual_in_fp32", Some(json!(false))),
+        ]));
+        if let Some(attention) = express::attention(config) {
+            keys.extend(express::heads(attention));
+            keys.insert("attention_bias".into(), json!(attention.qkv_bias));
+        }
+        if let Some(mlp) = express::mlp(config) {
+            keys.insert("intermediate_size".into(), json!(mlp.intermediate));
+            keys.insert("mlp_hidden_act".into(), express::activation(mlp.activation));
+            keys.insert("mlp_bias".into(), json!(mlp.bias));
+        }
+        if let Some(mixer) = express::mamba2(config) {
+            keys.extend(express::map([
+                ("mamba_num_heads", Some(json!(mixer.heads))),
+                ("mamba_head_dim", Some(json!(mixer.head_dim))),
+                ("n_groups", Some(json!(mixer.groups))),
+                ("ssm_state_size", Some(json!(mixer.state))),
+                ("conv_kernel", Some(json!(mixer.conv_kernel))),
+                ("use_conv_bias", Some(json!(mixer.conv_bias))),
+                ("mamba_proj_bias", Some(json!(mixer.proj_bias))),
+                ("use_bias", Some(json!(mixer.proj_bias))),
+                ("expand", Some(json!((mixer.inner() / config.hidden_size).max(1)))),
+                ("chunk_size", Some(json!(mixer.chunk))),
+                ("time_step_limit", express::limits(mixer.dt_limit)),
+            ]));
+        }
+        Some(keys)
     }
 
-    fn layer_keys(&self, config: &DecoderConfig) -> Vec<LayerKeys> {
-        let keys = |i| LayerKeys { norm: format!("backbone.layers.{i}.norm"), mixer: format!("backbone.layers.{i}.mixer") };
-        (0..config.layers.len()).map(keys).collect()
+    fn place(&self, _config: &DecoderConfig, part: Part, name: &str) -> Place {
+        match part {
+            Part::Embeddings => Place::at(format!("backbone.embeddings.{name}")),
+            Part::Norm(i) => Place::at(format!("backbone.layers.{i}.norm.{name}")),
+            Part::Mixer(i) => Place::at(format!("backbone.layers.{i}.mixer.{}", renamed(name))),
+            Part::FinalNorm => Place::at(format!("backbone.norm_f.{name}")),
+            Part::Head => Place::at("lm_head.weight"),
+        }
     }
 
-    fn transformers_ties(&self) -> bool {
-        false
+    /// transformers reads the head from the file even if the configuration says it is tied.
+    fn stores_tied_head(&self) -> bool {
+        true
     }
 
-    fn pairs_layers(&self) -> bool {
-        false
+    fn presets(&self) -> Vec<Preset> {
+        presets::presets()
     }
 }
-
 /// Writes the pattern that ratios stand for, in a form that transformers 4 and 5 both read, with the limits that keep
 /// transformers 5 from clamping step sizes in prefill only.
 fn spell_out_pattern(raw: &mut Map<String, Value>, kinds: &[LayerKind]) {

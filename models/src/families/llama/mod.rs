@@ -1,0 +1,127 @@
+//! Llama and models that share its layout (TinyLlama, SmolLM, ...): grouped-query attention with rotary positions, SwiGLU.
+
+use serde_json::{Map, Value, json};
+
+use super::fields::{COMMON_KEYS, Fields};
+use super::{Family, Part, Place, express, kind_of, pairs};
+use crate::config::{ConfigError, DecoderConfig, MixerConfig};
+use crate::init::Init;
+use crate::layers::{NormConfig, NormKind};
+use crate::mixers::{Activation, AttentionConfig, MlpConfig};
+use crate::pattern::LayerKind;
+use crate::presets::Preset;
+
+mod presets;
+
+/// `model_type: llama`.
+pub struct Llama;
+
+const KEYS: [&str; 19] = [
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "hidden_act",
+    "rms_norm_eps",
+    "rope_theta",
+    "rope_scaling",
+    "rope_parameters",
+    "attention_bias",
+    "attention_dropout",
+    "mlp_bias",
+    "pretraining_tp",
+    "model_type",
+    "rope_interleaved",
+    "is_llama_config",
+    "transformers.js_config",
+    "partial_rotary_factor",
+    "resid_pdrop",
+];
+
+impl Family for Llama {
+    fn name(&self) -> &'static str {
+        "llama"
+    }
+
+    fn architecture(&self) -> &'static str {
+        "LlamaForCausalLM"
+    }
+
+    fn keys(&self) -> Vec<&'static str> {
+        KEYS.into_iter().chain(COMMON_KEYS).collect()
+    }
+
+    fn read(&'static self, raw: &Map<String, Value>) -> Result<DecoderConfig, ConfigError> {
+        let f = Fields::new(self.name(), raw);
+        let hidden_size = f.size(&["hidden_size"])?;
+        let (heads, kv_heads, head_dim) = f.heads(hidden_size)?;
+        let bias = f.flag(&["attention_bias"], false)?;
+        let attention = AttentionConfig {
+            heads,
+            kv_heads,
+            head_dim,
+            rope: Some(f.rope(head_dim, 1.0, &[])?),
+            scale: None,
+            qkv_bias: bias,
+            out_bias: bias,
+            conv_kernel: None,
+        };
+        let mlp = MlpConfig {
+            intermediate: f.size(&["intermediate_size"])?,
+            activation: f.activation(&["hidden_act"], Activation::Silu)?,
+            gated: true,
+            bias: f.flag(&["mlp_bias"], false)?,
+        };
+        let blocks = f.size(&["num_hidden_layers"])?;
+        let layers = (0..blocks).flat_map(|_| [MixerConfig::Attention(attention.clone()), MixerConfig::Mlp(mlp.clone())]).collect();
+        Ok(DecoderConfig {
+            norm: NormConfig::rms(f.float(&["rms_norm_eps"], 1e-6)? as f32),
+            max_positions: f.maybe_size(&["max_position_embeddings"])?,
+            init: Init::Megatron { std: f.float(&["initializer_range"], 0.02)? as f32 },
+            ..DecoderConfig::new(self, &f, layers)?
+        })
+    }
+
+    fn express(&self, config: &DecoderConfig) -> Option<Map<String, Value>> {
+        let (attention, mlp) = (express::attention(config)?, express::mlp(config)?);
+        let rope = attention.rope.as_ref()?;
+        // transformers rotates whole heads in this family.
+        if config.norm.kind != NormKind::Rms || rope.dim != attention.head_dim {
+            return None;
+        }
+        let mut keys = express::common(config);
+        keys.extend(express::heads(attention));
+        keys.extend(express::rope(rope, attention.head_dim));
+        keys.extend(express::map([
+            ("num_hidden_layers", Some(json!(config.layers.len() / 2))),
+            ("intermediate_size", Some(json!(mlp.intermediate))),
+            ("hidden_act", Some(express::activation(mlp.activation))),
+            ("attention_bias", Some(json!(attention.qkv_bias))),
+            ("mlp_bias", Some(json!(mlp.bias))),
+            ("rms_norm_eps", Some(express::float(config.norm.eps))),
+        ]));
+        Some(keys)
+    }
+
+    fn place(&self, config: &DecoderConfig, part: Part, name: &str) -> Place {
+        let mlp = kind_of(config, part) == Some(LayerKind::Mlp);
+        match part {
+            Part::Embeddings => Place::at(format!("model.embed_tokens.{name}")),
+            Part::Norm(i) => {
+                let norm = if mlp { "post_attention_layernorm" } else { "input_layernorm" };
+                Place::at(format!("model.layers.{}.{norm}.{name}", i / 2))
+            }
+            Part::Mixer(i) => Place::at(format!("model.layers.{}.{}.{name}", i / 2, if mlp { "mlp" } else { "self_attn" })),
+            Part::FinalNorm => Place::at(format!("model.norm.{name}")),
+            Part::Head => Place::at("lm_head.weight"),
+        }
+    }
+
+    fn blocks(&self, config: &DecoderConfig) -> usize {
+        pairs(config)
+    }
+
+    fn presets(&self) -> Vec<Preset> {
+        presets::presets()
+    }
+}

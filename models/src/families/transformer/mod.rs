@@ -1,3 +1,0 @@
-//! Transformers: attention and MLP in turn.
-
-pub mod llama;
