@@ -55,7 +55,7 @@ impl<B: Backend> Prepared<B> {
                 Some(state) => state.clone().cast(DType::F32),
                 None => Tensor::zeros([b, e, n], (&args.u.device(), DType::F32)),
             },
-            begins: args.segments.as_ref().filter(|_| l > 0).map(begins),
+            begins: args.segments.as_ref().map(begins),
             dims,
         }
     }
@@ -124,9 +124,13 @@ fn padding<B: Backend>(segments: &Segments<B>) -> Tensor<B, 3, Bool> {
 
 /// True where the id differs from the one before. `[b, l]`
 fn begins<B: Backend>(segments: &Segments<B>) -> Tensor<B, 2, Bool> {
-    let l = segments.dims()[1];
     let ids = segments.filled();
-    let before = Tensor::cat(vec![segments.prev_column(), ids.clone().narrow(1, 0, l - 1)], 1);
+    let first = segments.prev_column();
+    let before = match segments.dims()[1] {
+        0 => return ids.equal_elem(0),
+        1 => first,
+        l => Tensor::cat(vec![first, ids.clone().narrow(1, 0, l - 1)], 1),
+    };
     ids.not_equal(before)
 }
 
@@ -162,7 +166,8 @@ pub fn chunked<B: Backend>(args: ScanArgs<B>) -> ScanOut<B> {
         let [mut decay, mut states] = prepared.terms(from, q);
         let mut reach = 1;
         while reach < q {
-            let (first, rest) = (|t: &Tensor<B, 4>| t.clone().narrow(1, 0, reach), |t: &Tensor<B, 4>| t.clone().narrow(1, reach, q - reach));
+            let (first, rest) =
+                (|t: &Tensor<B, 4>| t.clone().narrow(1, 0, reach), |t: &Tensor<B, 4>| t.clone().narrow(1, reach, q - reach));
             let earlier = |t: &Tensor<B, 4>| t.clone().narrow(1, 0, q - reach);
             let gathered = rest(&decay) * earlier(&states) + rest(&states);
             let product = rest(&decay) * earlier(&decay);

@@ -9,4 +9,5 @@ mod common;
 mod linear;
 mod path;
 mod rms_norm_gated;
+mod selective_scan;
 mod ssd;
