@@ -189,6 +189,16 @@ impl DecoderConfig {
         Self::from_value(families::fields::parse_lenient(text)?)
     }
 
+    /// [`DecoderConfig::from_json`] with keys that replace or complete those of the file.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn from_json_with(text: &str, overrides: &Map<String, Value>) -> Result<Self, ConfigError> {
+        let mut raw = families::fields::object(families::fields::parse_lenient(text)?)?;
+        raw.extend(overrides.clone());
+        Self::from_value(Value::Object(raw))
+    }
+
     /// Reads a parsed `config.json`. Keys that the family does not know are left alone.
     ///
     /// # Errors

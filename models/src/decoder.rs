@@ -121,11 +121,9 @@ impl<B: KernelBackend> Decoder<B> {
     pub fn build(config: &DecoderConfig, source: &mut dyn ParamSource, dtype: DType, device: &B::Device) -> Self {
         let specs = config.specs();
         let embeddings = Embedding::take(&mut Bag::fill(&specs.embeddings, "embeddings", source, dtype, device));
-        let layers =
-            specs.layers.iter().enumerate().map(|(i, specs)| Layer::from_specs(config, i, specs, source, dtype, device)).collect();
+        let layers = specs.layers.iter().enumerate().map(|(i, specs)| Layer::from_specs(config, i, specs, source, dtype, device)).collect();
         let norm_f = Norm::take(&config.norm, &mut Bag::fill(&specs.norm_f, "norm_f", source, dtype, device));
-        let lm_head =
-            (!config.tie_embeddings).then(|| Linear::take(&mut Bag::fill(&specs.lm_head, "", source, dtype, device), "lm_head"));
+        let lm_head = (!config.tie_embeddings).then(|| Linear::take(&mut Bag::fill(&specs.lm_head, "", source, dtype, device), "lm_head"));
         Self { embeddings, layers, norm_f, lm_head, scaling: config.scaling }
     }
 

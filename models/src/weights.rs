@@ -51,6 +51,8 @@ pub struct WeightEntry {
     pub shape: Vec<usize>,
     /// Which of the tensor's rows; all of them when absent. Elements are in the module's order.
     pub rows: Option<Rows>,
+    /// Rows of each component of the tensor, where tensor-parallel training divides them one by one.
+    pub parts: Option<Vec<usize>>,
 }
 
 impl WeightEntry {
@@ -89,14 +91,14 @@ impl WeightTable {
         let specs = config.specs();
         let mut entries = Vec::new();
         let mut push = |part: Part, prefix: String, name: &str, shape: &[usize]| {
-            let Place { key, aliases, rows } = config.family.place(config, part, name);
+            let Place { key, aliases, rows, parts } = config.family.place(config, part, name);
             // Depthwise convolutions are [channels, 1, k] in files.
             let mut shape = if name == "conv1d.weight" { vec![shape[0], 1, shape[1]] } else { shape.to_vec() };
             if let Some(rows) = &rows {
                 debug_assert_eq!(rows.rows(), shape[0], "{prefix}{name}: rows of {key}");
                 shape[0] = rows.total;
             }
-            entries.push(WeightEntry { path: format!("{prefix}{name}"), key, aliases, shape, rows });
+            entries.push(WeightEntry { path: format!("{prefix}{name}"), key, aliases, shape, rows, parts });
         };
         for spec in &specs.embeddings {
             push(Part::Embeddings, "embeddings.".into(), &spec.path, &spec.shape);

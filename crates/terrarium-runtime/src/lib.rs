@@ -10,6 +10,7 @@ pub mod error;
 mod forward;
 pub mod generate;
 pub mod hub;
+mod pickle;
 pub mod sampling;
 pub mod score;
 pub mod tensors;
@@ -18,9 +19,12 @@ pub mod tokenizer;
 pub use atomic::{StagedDir, write_atomic, write_atomic_with};
 pub use checkpoint::{
     AdapterConfig, Checkpoint, GenerationConfig, LoadOptions, Loaded, Precision, SaveOptions, Saved, TensorInfo, load, load_adapter,
-    read_config, save, save_adapter,
+    load_layer, read_config, read_config_with, save, save_adapter,
 };
-pub use error::{AdapterError, CheckpointError, Error, HubError, InputError, Mismatch, Result, SamplingError, TokenizerError};
+pub use error::{
+    AdapterError, CheckpointError, Error, HubError, InputError, MegatronError, Mismatch, PickleError, Result, SamplingError,
+    TokenizerError, TorchError,
+};
 pub use generate::{Finish, GenerateOptions, Generated, Piece, Row, Timings, generate, prompt_ids};
 pub use hub::{Files, HubOptions, Progress, RepoId, Resolved, resolve};
 pub use sampling::{Sampler, Sampling};

@@ -31,9 +31,9 @@ use crate::weights::Rows;
 /// All families.
 pub fn families() -> &'static [&'static dyn Family] {
     &[
+        &mamba_ssm::MambaSsm,
         &mamba::MambaFamily,
         &mamba2::Mamba2Family,
-        &mamba_ssm::MambaSsm,
         &nemotron_h::NemotronH,
         &bamba::Bamba,
         &granite_hybrid::GraniteHybrid,
@@ -68,17 +68,25 @@ pub struct Place {
     pub aliases: Vec<String>,
     /// Rows of the tensor, where it holds more than this parameter.
     pub rows: Option<Rows>,
+    /// Rows of each component of the tensor, where tensor-parallel training divides them one by one.
+    pub parts: Option<Vec<usize>>,
 }
 
 impl Place {
     /// A tensor of its own.
     pub fn at(key: impl Into<String>) -> Self {
-        Self { key: key.into(), aliases: vec![], rows: None }
+        Self { key: key.into(), aliases: vec![], rows: None, parts: None }
     }
 
     /// Another key that files use.
     pub fn or(mut self, alias: impl Into<String>) -> Self {
         self.aliases.push(alias.into());
+        self
+    }
+
+    /// Components that tensor-parallel training divides one by one.
+    pub fn parts(mut self, parts: Vec<usize>) -> Self {
+        self.parts = Some(parts);
         self
     }
 

@@ -1,9 +1,9 @@
 //! Norms before mixers: root mean square, or layer norm.
 
 use burn::module::{Module, Param};
+use burn::tensor::DType;
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
-use burn::tensor::DType;
 use terrarium_kernels::KernelBackend;
 use terrarium_kernels::rms_norm_gated::{NormArgs, rms_norm_gated};
 

@@ -1,4 +1,4 @@
-//! `model.safetensors.index.json`: which shard holds which key.
+//! `model.safetensors.index.json` and `pytorch_model.bin.index.json`: which shard holds which key.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use crate::error::CheckpointError;
 use crate::{Error, Result};
 
-/// An index whose file names were checked: each is a safetensors file inside the model's directory.
+/// An index whose file names were checked: each is a safetensors or PyTorch file inside the model's directory.
 pub(crate) struct ShardIndex {
     path: PathBuf,
     /// Key -> shard.
@@ -36,8 +36,8 @@ impl ShardIndex {
             if !is_inside(file) {
                 return Err(format!("`{key}` is mapped to `{file}`, which leads out of the model's directory: refused"));
             }
-            if !file.ends_with(".safetensors") {
-                return Err(format!("`{key}` is mapped to `{file}`, which is no safetensors file"));
+            if !file.ends_with(".safetensors") && !file.ends_with(".bin") {
+                return Err(format!("`{key}` is mapped to `{file}`, which is no .safetensors or .bin file"));
             }
             shard_of.insert(key, file.to_string());
         }
@@ -89,8 +89,10 @@ mod tests {
 
     #[test]
     fn an_index_of_itself_is_refused() {
-        let error = parse(r#"{"weight_map": {"w": "model.safetensors.index.json"}}"#).err().unwrap_or_default();
-        assert!(error.contains("no safetensors file"), "{error}");
+        for file in ["model.safetensors.index.json", "pytorch_model.bin.index.json"] {
+            let error = parse(&json!({ "weight_map": { "w": file } }).to_string()).err().unwrap_or_default();
+            assert!(error.contains("`w`") && error.contains("no .safetensors or .bin file"), "{error}");
+        }
     }
 
     #[test]

@@ -1,18 +1,18 @@
 //! From a model directory to a model on a device.
 
-use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, TensorData};
+use serde_json::{Map, Value};
 use terrarium_kernels::KernelBackend;
-use terrarium_models::{Decoder, DecoderConfig, ParamSource, ParamSpec, Rows, WeightEntry, WeightTable};
+use terrarium_models::decoder::Layer;
+use terrarium_models::{Decoder, DecoderConfig, ParamSource, ParamSpec, WeightEntry, WeightTable};
 
 use super::{Checkpoint, GenerationConfig};
-use crate::Result;
 use crate::error::{CheckpointError, InputError, Mismatch};
-use crate::tensors::to_dtype;
 use crate::tokenizer::Tokenizer;
+use crate::{Error, Result};
 
 /// The element type of a loaded model.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -47,6 +47,8 @@ impl std::str::FromStr for Precision {
 pub struct LoadOptions {
     /// Element type of the model.
     pub precision: Precision,
+    /// Keys that replace or complete those of the configuration.
+    pub overrides: Map<String, Value>,
 }
 
 /// A model and what came with it.
@@ -70,7 +72,7 @@ pub struct Loaded<B: KernelBackend> {
 
 /// Loads a model directory. Missing, unused and mis-shaped keys are one error that lists them all.
 pub fn load<B: KernelBackend>(dir: &Path, options: &LoadOptions, device: &B::Device) -> Result<Loaded<B>> {
-    let checkpoint = Checkpoint::open(dir)?;
+    let checkpoint = Checkpoint::open_with(dir, &options.overrides)?;
     checkpoint.check()?;
     let mut notes = checkpoint.notes.clone();
     let dtype = choose_dtype::<B>(&checkpoint, options.precision, device, &mut notes)?;
@@ -135,41 +137,38 @@ struct FileSource<'a> {
     entry_of: HashMap<String, WeightEntry>,
     dtype: DType,
     missing: Vec<String>,
+    failed: Option<Error>,
 }
 
 impl<'a> FileSource<'a> {
     fn new(checkpoint: &'a Checkpoint, dtype: DType) -> Self {
         let WeightTable { entries, .. } = checkpoint.config.table();
         let entry_of = entries.into_iter().map(|entry| (entry.path.clone(), entry)).collect();
-        Self { checkpoint, entry_of, dtype, missing: Vec::new() }
+        Self { checkpoint, entry_of, dtype, missing: Vec::new(), failed: None }
     }
 
-    fn read(&self, spec: &ParamSpec) -> Option<TensorData> {
-        let place = self.entry_of.get(&spec.path)?;
-        let (file, entry) = place.keys().find_map(|key| self.checkpoint.find(key))?;
+    fn read(&mut self, spec: &ParamSpec) -> Option<TensorData> {
+        let entry = self.entry_of.get(&spec.path).filter(|entry| entry.len() == spec.len())?;
         let dtype = if spec.float32 { DType::F32 } else { self.dtype };
-        if entry.shape != place.shape || place.len() != spec.len() {
-            return None;
+        match self.checkpoint.parameter(entry, dtype) {
+            Ok(data) => data,
+            Err(error) => {
+                self.failed.get_or_insert(error);
+                Some(TensorData::zeros::<f32, _>(spec.shape.clone()))
+            }
         }
-        let bytes = select(file.bytes(entry), place.rows);
-        to_dtype(&bytes, entry.element, &spec.shape, dtype)
     }
 
     fn finish(self) -> Result<()> {
+        if let Some(error) = self.failed {
+            return Err(error);
+        }
         if self.missing.is_empty() {
             return Ok(());
         }
         let dir = self.checkpoint.dir.clone();
         Err(CheckpointError::Mismatch(Box::new(Mismatch { dir, missing: self.missing, ..Mismatch::default() })).into())
     }
-}
-
-/// The bytes of some rows.
-fn select(bytes: &[u8], rows: Option<Rows>) -> Cow<'_, [u8]> {
-    let Some(rows) = rows else { return Cow::Borrowed(bytes) };
-    let width = bytes.len() / rows.total;
-    let run = |start: usize| &bytes[start * width..(start + rows.len) * width];
-    if rows.count == 1 { Cow::Borrowed(run(rows.start)) } else { Cow::Owned(rows.starts().flat_map(run).copied().collect()) }
 }
 
 impl ParamSource for FileSource<'_> {
@@ -179,4 +178,16 @@ impl ParamSource for FileSource<'_> {
             TensorData::zeros::<f32, _>(spec.shape.clone())
         })
     }
+}
+
+/// Layer `i` alone, with its parameters in `dtype` (those kept in float32 for their precision in that): no other tensor of
+/// the checkpoint is read.
+pub fn load_layer<B: KernelBackend>(checkpoint: &Checkpoint, i: usize, dtype: DType, device: &B::Device) -> Result<Layer<B>> {
+    if i >= checkpoint.config.layers.len() {
+        let layers = checkpoint.config.layers.len();
+        return Err(InputError::Option(format!("there is no layer {i}: the model has {layers}")).into());
+    }
+    let mut source = FileSource::new(checkpoint, dtype);
+    let layer = Layer::build(&checkpoint.config, i, &mut source, dtype, device);
+    source.finish().map(|()| layer)
 }

@@ -1,28 +1,39 @@
-//! Hugging Face model directories: opening, checking, loading and saving them.
+//! Model directories: opening, checking, loading and saving them.
 
 mod adapter;
 mod card;
+mod files;
 mod generation;
 mod index;
 mod load;
+mod megatron;
 mod save;
+mod stored;
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use burn::tensor::DType;
-use terrarium_models::DecoderConfig;
+use burn::tensor::{DType, TensorData};
+use serde_json::{Map, Value};
+use terrarium_models::{DecoderConfig, Rows, WeightEntry};
 
 pub use adapter::{AdapterConfig, load_adapter, save_adapter};
 pub use generation::GenerationConfig;
 pub(crate) use index::ShardIndex;
-pub use load::{LoadOptions, Loaded, Precision, load};
+pub use load::{LoadOptions, Loaded, Precision, load, load_layer};
 pub use save::{SaveOptions, Saved, save};
+pub(crate) use stored::Stored;
 
 use crate::error::{AdapterError, CheckpointError, Mismatch};
-use crate::hub::{INDEX, WEIGHTS};
-use crate::tensors::{Entry, MappedFile};
+use crate::tensors::to_dtype;
 use crate::{Error, Result};
+use files::Files;
+use megatron::{MegatronFolder, open_megatron};
+
+const CONFIG: &str = "config.json";
+/// The configuration in Mistral's own distribution of Codestral-Mamba.
+const PARAMS: &str = "params.json";
 
 /// A model directory that was opened: its configuration and the headers of its weights, which are memory-mapped.
 pub struct Checkpoint {
@@ -32,9 +43,30 @@ pub struct Checkpoint {
     pub config: DecoderConfig,
     /// What was corrected and other decisions worth printing.
     pub notes: Vec<String>,
-    files: Vec<MappedFile>,
+    weights: Weights,
     tensors: Vec<TensorInfo>,
-    place: HashMap<String, (usize, usize)>,
+}
+
+/// Where the tensors are.
+enum Weights {
+    Files(Files),
+    Megatron(MegatronFolder),
+}
+
+impl Weights {
+    fn find(&self, key: &str) -> Option<Stored<'_>> {
+        match self {
+            Self::Files(files) => files.find(key),
+            Self::Megatron(folder) => folder.find(key),
+        }
+    }
+
+    fn entries(&self) -> Vec<(&str, Stored<'_>)> {
+        match self {
+            Self::Files(files) => files.entries().collect(),
+            Self::Megatron(folder) => folder.entries().collect(),
+        }
+    }
 }
 
 /// One tensor of a checkpoint.
@@ -53,38 +85,38 @@ pub struct TensorInfo {
 }
 
 impl Checkpoint {
-    /// Opens a model directory. Reads config.json and headers only.
+    /// Opens a model directory: config.json and weights, or a Megatron folder. Reads configuration and headers only.
     pub fn open(dir: &Path) -> Result<Self> {
-        let config = read_config(dir)?;
-        let files = open_files(dir)?;
-        let mut checkpoint = Self { dir: dir.to_path_buf(), config, notes: Vec::new(), files, tensors: Vec::new(), place: HashMap::new() };
-        checkpoint.list_tensors()?;
-        let Self { place, files, config, .. } = &mut checkpoint;
-        let shape_of = |key: &str| place.get(key).map(|&(file, entry)| files[file].header.entries[entry].shape.clone());
-        let notes = config.reconcile(&shape_of);
-        checkpoint.notes = notes;
-        Ok(checkpoint)
+        Self::open_with(dir, &Map::new())
     }
 
-    fn list_tensors(&mut self) -> Result<()> {
-        for (f, file) in self.files.iter().enumerate() {
-            let name = file.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
-            for (e, entry) in file.header.entries.iter().enumerate() {
-                if let Some((other, _)) = self.place.insert(entry.key.clone(), (f, e)) {
-                    let other = self.files[other].path().display();
-                    let problem = format!("`{}` is also in {other}", entry.key);
-                    return Err(CheckpointError::Corrupt { file: file.path().to_path_buf(), problem }.into());
-                }
-                self.tensors.push(TensorInfo {
-                    name: entry.key.clone(),
-                    dtype: entry.element.name().to_string(),
-                    shape: entry.shape.clone(),
-                    file: name.clone(),
-                    bytes: entry.end - entry.begin,
-                });
-            }
+    /// [`Checkpoint::open`] with keys that replace or complete those of the configuration, such as the
+    /// `mamba_num_groups` that the arguments of an old Megatron run lack.
+    pub fn open_with(dir: &Path, overrides: &Map<String, Value>) -> Result<Self> {
+        if !dir.join(CONFIG).is_file()
+            && let Some(folder) = open_megatron(dir)?
+        {
+            return Self::of_megatron(dir, folder, overrides);
         }
-        Ok(())
+        let mut config = read_config_with(dir, overrides)?;
+        let weights = Weights::Files(Files::open(dir)?);
+        let notes = config.reconcile(&|key: &str| weights.find(key).map(|stored| stored.shape().to_vec()));
+        Ok(Self { dir: dir.to_path_buf(), config, notes, tensors: list(&weights, dir), weights })
+    }
+
+    fn of_megatron(dir: &Path, folder: MegatronFolder, overrides: &Map<String, Value>) -> Result<Self> {
+        let shape_of = |key: &str| folder.find(key).map(|stored| stored.shape().to_vec());
+        let mut args = folder.args.clone();
+        args.extend(overrides.clone());
+        let config = DecoderConfig::from_megatron(&args, &shape_of).map_err(|source| Error::Config { file: dir.to_path_buf(), source })?;
+        let weights = Weights::Megatron(folder);
+        Ok(Self { dir: dir.to_path_buf(), config, notes: Vec::new(), tensors: list(&weights, dir), weights })
+    }
+
+    /// One tensor as it is stored (that of a Megatron folder merged).
+    pub fn tensor(&self, name: &str) -> Result<TensorData> {
+        let missing = || CheckpointError::Tensor { file: self.dir.clone(), key: name.into(), problem: "is not among its tensors".into() };
+        self.find(name).ok_or_else(missing)?.tensor()
     }
 
     /// Every tensor, shard by shard, in the order of the bytes.
@@ -99,24 +131,36 @@ impl Checkpoint {
 
     /// The float type that holds most of the weights, float32 if there is none.
     pub fn dtype(&self) -> DType {
+        let entries = self.weights.entries();
         let mut bytes: HashMap<&str, u64> = HashMap::new();
-        for (_, entry) in self.entries().filter(|(_, e)| e.element.is_float()) {
-            *bytes.entry(entry.element.name()).or_default() += entry.end - entry.begin;
+        for (_, stored) in entries.iter().filter(|(_, stored)| stored.element().is_float()) {
+            *bytes.entry(stored.element().name()).or_default() += stored.bytes();
         }
         // By size, then by name, so that a tie has one answer.
         let most = bytes.into_iter().max_by_key(|&(name, size)| (size, name)).map(|(name, _)| name);
-        let found = self.entries().find(|(_, e)| Some(e.element.name()) == most).and_then(|(_, e)| e.element.dtype());
+        let found =
+            entries.iter().find(|(_, stored)| Some(stored.element().name()) == most).and_then(|(_, stored)| stored.element().dtype());
         found.unwrap_or(DType::F32)
     }
 
-    fn entries(&self) -> impl Iterator<Item = (&MappedFile, &Entry)> {
-        self.files.iter().flat_map(|file| file.header.entries.iter().map(move |entry| (file, entry)))
+    /// A parameter as floats of type `dtype`: the rows of its tensor that its entry names. `None` when the tensor is not
+    /// there or has another shape.
+    pub(crate) fn parameter(&self, entry: &WeightEntry, dtype: DType) -> Result<Option<TensorData>> {
+        let found = entry.keys().find_map(|key| self.find(key)).filter(|stored| stored.shape() == entry.shape);
+        let Some(stored) = found else { return Ok(None) };
+        let parts = entry.parts.as_deref();
+        let Some(rows) = entry.rows else { return stored.data(dtype, parts).map(Some) };
+        let mut shape = entry.shape.clone();
+        shape[0] = rows.rows();
+        let bytes = select(stored.raw(parts)?, rows);
+        let data = to_dtype(&bytes, stored.element(), &shape, dtype);
+        drop(bytes);
+        stored.release();
+        Ok(data)
     }
 
-    pub(crate) fn find(&self, key: &str) -> Option<(&MappedFile, &Entry)> {
-        let &(file, entry) = self.place.get(key)?;
-        let file = self.files.get(file)?;
-        Some((file, file.header.entries.get(entry)?))
+    pub(crate) fn find(&self, key: &str) -> Option<Stored<'_>> {
+        self.weights.find(key)
     }
 
     /// Whether keys, shapes and types are those of the configuration: one error lists everything that is not.
@@ -128,9 +172,9 @@ impl Checkpoint {
             known.extend(entry.keys());
             match entry.keys().find_map(|key| self.find(key)) {
                 None => found.missing.push(format!("{} {:?}", entry.key, entry.shape)),
-                Some((_, there)) if !there.element.is_float() => found.dtypes.push(format!("{}: {}", entry.key, there.element.name())),
-                Some((_, there)) if there.shape != entry.shape => {
-                    found.shapes.push(format!("{}: expected {:?}, found {:?}", entry.key, entry.shape, there.shape));
+                Some(there) if !there.element().is_float() => found.dtypes.push(format!("{}: {}", entry.key, there.element().name())),
+                Some(there) if there.shape() != entry.shape => {
+                    found.shapes.push(format!("{}: expected {:?}, found {:?}", entry.key, entry.shape, there.shape()));
                 }
                 Some(_) => {}
             }
@@ -146,49 +190,43 @@ impl Checkpoint {
     }
 }
 
-/// Reads the config.json of a model directory.
+/// Reads the config.json of a model directory (Mistral's params.json where there is none).
 pub fn read_config(dir: &Path) -> Result<DecoderConfig> {
-    let file = dir.join("config.json");
+    read_config_with(dir, &Map::new())
+}
+
+/// [`read_config`] with keys that replace or complete those of the file.
+pub fn read_config_with(dir: &Path, overrides: &Map<String, Value>) -> Result<DecoderConfig> {
+    let file = [CONFIG, PARAMS].map(|name| dir.join(name)).into_iter().find(|file| file.is_file()).unwrap_or_else(|| dir.join(CONFIG));
     if !file.is_file()
         && let Some(adapter) = AdapterConfig::open(dir)?
     {
         return Err(AdapterError::NotAModel { dir: dir.to_path_buf(), base: adapter.base_model }.into());
     }
     let text = std::fs::read_to_string(&file).map_err(Error::io("read", &file))?;
-    DecoderConfig::from_json(&text).map_err(|source| Error::Config { file, source })
+    DecoderConfig::from_json_with(&text, overrides).map_err(|source| Error::Config { file, source })
 }
 
-fn open_files(dir: &Path) -> Result<Vec<MappedFile>> {
-    let single = dir.join(WEIGHTS);
-    if single.is_file() {
-        return Ok(vec![MappedFile::open(&single)?]);
+/// The bytes of some rows.
+fn select(bytes: Cow<'_, [u8]>, rows: Rows) -> Cow<'_, [u8]> {
+    let width = bytes.len() / rows.total;
+    let run = |start: usize| start * width..(start + rows.len) * width;
+    match bytes {
+        Cow::Borrowed(bytes) if rows.count == 1 => Cow::Borrowed(&bytes[run(rows.start)]),
+        bytes => Cow::Owned(rows.starts().flat_map(|start| &bytes[run(start)]).copied().collect()),
     }
-    let index = dir.join(INDEX);
-    if index.is_file() { open_shards(dir, &ShardIndex::open(&index)?) } else { Err(no_weights(dir).into()) }
 }
 
-fn open_shards(dir: &Path, index: &ShardIndex) -> Result<Vec<MappedFile>> {
-    let names = index.files();
-    let missing: Vec<_> = names.iter().filter(|name| !dir.join(name).is_file()).cloned().collect();
-    if !missing.is_empty() {
-        return Err(index.error(format!("names shards that are not there: {}", missing.join(", "))));
-    }
-    let mut files = Vec::with_capacity(names.len());
-    for name in &names {
-        let file = MappedFile::open(&dir.join(name))?;
-        let has: std::collections::HashSet<_> = file.header.entries.iter().map(|e| e.key.as_str()).collect();
-        let absent: Vec<_> =
-            index.shard_of.iter().filter(|(k, f)| *f == name && !has.contains(k.as_str())).map(|(k, _)| k.clone()).collect();
-        if !absent.is_empty() {
-            return Err(index.error(format!("{name} lacks keys that the index places there: {}", absent.join(", "))));
+fn list(weights: &Weights, dir: &Path) -> Vec<TensorInfo> {
+    let info = |(name, stored): (&str, Stored)| {
+        let file = stored.file();
+        TensorInfo {
+            name: name.to_string(),
+            dtype: stored.element().name().to_string(),
+            shape: stored.shape().to_vec(),
+            file: file.strip_prefix(dir).unwrap_or(file).to_string_lossy().into_owned(),
+            bytes: stored.bytes(),
         }
-        files.push(file);
-    }
-    Ok(files)
-}
-
-fn no_weights(dir: &Path) -> CheckpointError {
-    let pickled = ["pytorch_model.bin", "pytorch_model.bin.index.json"].iter().any(|name| dir.join(name).is_file());
-    let hint = if pickled { "; its pickled weights (.bin) are not read: convert them to safetensors" } else { "" };
-    CheckpointError::NoWeights { dir: dir.to_path_buf(), hint: hint.into() }
+    };
+    weights.entries().into_iter().map(info).collect()
 }

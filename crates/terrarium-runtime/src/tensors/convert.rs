@@ -8,15 +8,29 @@ use super::header::ElementType;
 /// Elements per task: large enough that a task outweighs its scheduling.
 const CHUNK: usize = 1 << 16;
 
+/// Bytes that are converted between two reports of progress.
+const BLOCK: usize = 8 << 20;
+
 /// Little-endian floats of any width as `dtype` (f32, bf16 or f16), rounded to nearest where it is narrower. `None` if
 /// `element` is no float or `dtype` is none of those.
 ///
 /// `shape` must have as many elements as `bytes` holds.
 pub fn to_dtype(bytes: &[u8], element: ElementType, shape: &[usize], dtype: DType) -> Option<TensorData> {
+    to_dtype_in_blocks(bytes, element, shape, dtype, &mut |_| {})
+}
+
+/// [`to_dtype`] that tells, after each block, how many bytes it is done with.
+pub fn to_dtype_in_blocks(
+    bytes: &[u8],
+    element: ElementType,
+    shape: &[usize],
+    dtype: DType,
+    done: &mut dyn FnMut(usize),
+) -> Option<TensorData> {
     match dtype {
-        DType::F32 => from_any(bytes, element, shape, |x| x, |x| x as f32),
-        DType::BF16 => from_any(bytes, element, shape, bf16::from_f32, bf16::from_f64),
-        DType::F16 => from_any(bytes, element, shape, f16::from_f32, f16::from_f64),
+        DType::F32 => from_any(bytes, element, shape, |x| x, |x| x as f32, done),
+        DType::BF16 => from_any(bytes, element, shape, bf16::from_f32, bf16::from_f64, done),
+        DType::F16 => from_any(bytes, element, shape, f16::from_f32, f16::from_f64, done),
         _ => None,
     }
 }
@@ -40,23 +54,29 @@ fn from_any<T: Element>(
     shape: &[usize],
     narrow: impl Fn(f32) -> T + Sync,
     narrow64: impl Fn(f64) -> T + Sync,
+    done: &mut dyn FnMut(usize),
 ) -> Option<TensorData> {
     let values = match element {
-        ElementType::F32 => map(bytes, |b| narrow(f32::from_le_bytes(b))),
-        ElementType::F64 => map(bytes, |b| narrow64(f64::from_le_bytes(b))),
-        ElementType::F16 => map(bytes, |b| narrow(f16::from_le_bytes(b).to_f32())),
-        ElementType::BF16 => map(bytes, |b| narrow(bf16::from_le_bytes(b).to_f32())),
+        ElementType::F32 => map(bytes, |b| narrow(f32::from_le_bytes(b)), done),
+        ElementType::F64 => map(bytes, |b| narrow64(f64::from_le_bytes(b)), done),
+        ElementType::F16 => map(bytes, |b| narrow(f16::from_le_bytes(b).to_f32()), done),
+        ElementType::BF16 => map(bytes, |b| narrow(bf16::from_le_bytes(b).to_f32()), done),
         _ => return None,
     };
     (values.len() == shape.iter().product::<usize>()).then(|| TensorData::new(values, shape.to_vec()))
 }
 
-fn map<const W: usize, T: Element>(bytes: &[u8], convert: impl Fn([u8; W]) -> T + Sync) -> Vec<T> {
+fn map<const W: usize, T: Element>(bytes: &[u8], convert: impl Fn([u8; W]) -> T + Sync, done: &mut dyn FnMut(usize)) -> Vec<T> {
     let mut values = vec![T::default(); bytes.len() / W];
-    values.par_chunks_mut(CHUNK).zip(bytes.par_chunks(CHUNK * W)).for_each(|(out, input)| {
-        for (value, raw) in out.iter_mut().zip(input.as_chunks::<W>().0) {
-            *value = convert(*raw);
-        }
-    });
+    let mut read = 0;
+    for (out, input) in values.chunks_mut(BLOCK / W).zip(bytes.chunks(BLOCK)) {
+        out.par_chunks_mut(CHUNK).zip(input.par_chunks(CHUNK * W)).for_each(|(out, input)| {
+            for (value, raw) in out.iter_mut().zip(input.as_chunks::<W>().0) {
+                *value = convert(*raw);
+            }
+        });
+        read += input.len();
+        done(read);
+    }
     values
 }

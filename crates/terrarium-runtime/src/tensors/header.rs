@@ -127,16 +127,31 @@ pub struct Entry {
     pub element: ElementType,
     /// Its shape.
     pub shape: Vec<usize>,
-    /// First byte, counted from the end of the header.
+    /// First byte, counted from the end of the header (safetensors) or the start of the file (PyTorch).
     pub begin: u64,
     /// One past the last byte.
     pub end: u64,
+    /// Elements between neighbours along each dimension; `None` if they follow one another row by row.
+    pub strides: Option<Vec<usize>>,
 }
 
-/// A checked header: tensors in the order of their bytes, which follow one another without holes.
-#[derive(Debug, Clone, PartialEq, Eq)]
+impl Entry {
+    /// Elements of the tensor. The shape was checked to fit.
+    pub fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Bytes of the tensor's elements.
+    pub fn bytes(&self) -> u64 {
+        (self.elements() as u64).saturating_mul(self.element.bits()) / 8
+    }
+}
+
+/// A checked list of tensors. Those of safetensors come in the order of their bytes, which follow one another without
+/// holes; those of PyTorch in the order of their dictionary.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Header {
-    /// Tensors by ascending offset.
+    /// The tensors.
     pub entries: Vec<Entry>,
     /// The `__metadata__` of the file.
     pub metadata: BTreeMap<String, String>,
@@ -189,7 +204,7 @@ fn check_entry(key: String, info: RawEntry) -> Result<Entry, String> {
         return Err(format!("`{key}`: {dtype} {shape:?} needs {} bytes, its offsets {begin}..{end} give {}", bits / 8, end - begin));
     }
     let dims = shape.iter().map(|&d| usize::try_from(d)).collect::<Result<Vec<_>, _>>().map_err(|_| absurd())?;
-    Ok(Entry { key, element, shape: dims, begin, end })
+    Ok(Entry { key, element, shape: dims, begin, end, strides: None })
 }
 
 #[derive(Deserialize)]

@@ -1,14 +1,17 @@
-//! The safetensors format: a strict reader that names the key at fault, and an atomic writer.
+//! Files of tensors: strict readers of safetensors and PyTorch files that name the key at fault, and an atomic writer of
+//! safetensors.
 //!
-//! Layout: eight bytes with the header's length (little endian), the header (JSON: key -> dtype, shape, offsets), the
+//! Layout of safetensors: eight bytes with the header's length (little endian), the header (JSON: key -> dtype, shape, offsets), the
 //! tensors' bytes, row-major, without holes.
 
 mod convert;
 mod header;
 mod read;
+mod torch;
 mod write;
 
 pub(crate) use convert::{cast, to_dtype};
 pub use header::{ElementType, Entry, Header, parse_header};
+pub(crate) use read::stored_tensor;
 pub use read::{MappedFile, read_safetensors};
 pub use write::{write_safetensors, write_tensors};

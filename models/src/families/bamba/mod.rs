@@ -106,8 +106,7 @@ impl Family for Bamba {
         if config.norm.kind != NormKind::Rms || !config.layers.len().is_multiple_of(2) {
             return None;
         }
-        let attends: Vec<usize> =
-            (0..config.layers.len() / 2).filter(|i| config.layers[2 * i].kind() == LayerKind::Attention).collect();
+        let attends: Vec<usize> = (0..config.layers.len() / 2).filter(|i| config.layers[2 * i].kind() == LayerKind::Attention).collect();
         let mut keys = express::common(config);
         keys.extend(express::map([
             ("num_hidden_layers", Some(json!(config.layers.len() / 2))),

@@ -23,10 +23,7 @@ pub(super) fn presets() -> Vec<Preset> {
     let smol = |name, repository, width, layers, heads, mlp, theta, length| {
         Preset::new(name, repository, with(model(width, layers, heads, mlp, 49152, theta), 0, 0, length))
     };
-    let smol2 = Preset {
-        tried: Tried::Weights,
-        ..smol("smollm2-135m", "HuggingFaceTB/SmolLM2-135M", 576, 30, [9, 3], 1536, 1e5, 8192)
-    };
+    let smol2 = Preset { tried: Tried::Weights, ..smol("smollm2-135m", "HuggingFaceTB/SmolLM2-135M", 576, 30, [9, 3], 1536, 1e5, 8192) };
     vec![
         smol("smollm-135m", "HuggingFaceTB/SmolLM-135M", 576, 30, [9, 3], 1536, 1e4, 2048),
         smol("smollm-360m", "HuggingFaceTB/SmolLM-360M", 960, 32, [15, 5], 2560, 1e4, 2048),

@@ -81,11 +81,7 @@ impl Family for Mamba2Family {
             norm_eps,
         };
         let layers = vec![MixerConfig::Mamba2(mixer); f.size(&["num_hidden_layers"])?];
-        let mut config = DecoderConfig {
-            norm: NormConfig::rms(norm_eps),
-            init: Init::MambaSsm,
-            ..DecoderConfig::new(self, &f, layers)?
-        };
+        let mut config = DecoderConfig { norm: NormConfig::rms(norm_eps), init: Init::MambaSsm, ..DecoderConfig::new(self, &f, layers)? };
         // Codestral-Mamba's file names its `<unk>` as both; its tokenizer begins with 1 and ends with 2.
         if groups == 8 && config.bos == Some(0) && config.eos == [0] && raw.get("norm_before_gate") == Some(&json!(true)) {
             (config.bos, config.eos) = (Some(1), vec![2]);

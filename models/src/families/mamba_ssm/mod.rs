@@ -59,9 +59,11 @@ impl Family for MambaSsm {
 
     fn recognises(&self, raw: &Map<String, Value>) -> bool {
         let has = |key: &str| raw.contains_key(key);
+        // Mistral's file says `model_type: mamba`, like Hugging Face's, and means Mamba-2.
+        let mistral = has("dim") && has("n_layers") && !has("hidden_size");
         match raw.get("model_type").and_then(Value::as_str) {
-            Some(found) => found == self.name(),
-            None => (has("d_model") || has("dim")) && (has("n_layer") || has("n_layers")),
+            Some(found) => mistral || found == self.name(),
+            None => mistral || has("d_model") && has("n_layer"),
         }
     }
 
@@ -103,13 +105,15 @@ impl Family for MambaSsm {
             });
             layers.extend(mlp.clone().map(MixerConfig::Mlp));
         }
+        // Tokenizers are not part of this layout: GPT-NeoX's has one special token, Mistral's begins with 1 and ends with 2.
+        let (bos, eos) = if mistral { (Some(1), vec![2]) } else { (None, vec![0]) };
         let multiple = f.size_or(&["pad_vocab_size_multiple"], if mistral { 1 } else { 8 })?;
         Ok(DecoderConfig {
             vocab_size: f.size(&["vocab_size"])?.next_multiple_of(multiple),
             norm: NormConfig::rms(f.float(&["norm_epsilon"], 1e-5)? as f32),
             tie_embeddings: f.flag(&["tie_embeddings"], !mistral)?,
-            // The tokenizer of the published models (GPT-NeoX's) has one special token.
-            eos: f.tokens("eos_token_id")?,
+            bos: f.tokens("bos_token_id")?.first().copied().or(bos),
+            eos: if raw.contains_key("eos_token_id") { f.tokens("eos_token_id")? } else { eos },
             init: Init::MambaSsm,
             ..DecoderConfig::sized(self, &f, layers, hidden_size)?
         })

@@ -62,7 +62,18 @@ pub(super) fn describe(args: &Map<String, Value>, shape_of: ShapeOf) -> Result<M
         set("intermediate_size", json!(rows(i, "mlp.linear_fc1.weight").unwrap_or(0) / if gated { 2 } else { 1 }));
         let squared = f.flag(&["squared_relu"], false)?;
         let tanh = f.flag(&["openai_gelu"], false)?;
-        set("hidden_act", json!(if gated { "silu" } else if squared { "relu2" } else if tanh { "gelu_pytorch_tanh" } else { "gelu" }));
+        set(
+            "hidden_act",
+            json!(if gated {
+                "silu"
+            } else if squared {
+                "relu2"
+            } else if tanh {
+                "gelu_pytorch_tanh"
+            } else {
+                "gelu"
+            }),
+        );
     }
     if let Some(i) = found.mamba {
         mamba(&f, i, shape_of, &mut set)?;
@@ -78,9 +89,7 @@ fn walk(shape_of: ShapeOf) -> Found {
         if !(mamba || attention || mlp) {
             return found;
         }
-        for (there, symbol, first) in
-            [(mamba, 'M', &mut found.mamba), (attention, '*', &mut found.attention), (mlp, '-', &mut found.mlp)]
-        {
+        for (there, symbol, first) in [(mamba, 'M', &mut found.mamba), (attention, '*', &mut found.attention), (mlp, '-', &mut found.mlp)] {
             if there {
                 found.pattern.push(symbol);
                 first.get_or_insert(i);

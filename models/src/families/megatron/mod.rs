@@ -219,15 +219,21 @@ fn mixer(layer: &MixerConfig, block: &str, name: &str) -> Place {
             let f = mlp.intermediate;
             let fc1 = Place::at(format!("{block}.mlp.linear_fc1.{leaf}"));
             match module {
-                "gate_proj" => fc1.rows(Rows::run(0, f, 2 * f)),
-                "up_proj" if mlp.gated => fc1.rows(Rows::run(f, f, 2 * f)),
+                "gate_proj" => fc1.rows(Rows::run(0, f, 2 * f)).parts(vec![f, f]),
+                "up_proj" if mlp.gated => fc1.rows(Rows::run(f, f, 2 * f)).parts(vec![f, f]),
                 "up_proj" => fc1,
                 _ => Place::at(format!("{block}.mlp.linear_fc2.{leaf}")),
             }
         }
-        MixerConfig::Mamba(_) | MixerConfig::Mamba2(_) => {
+        MixerConfig::Mamba2(mamba) => {
+            let (e, shared, h) = (mamba.inner(), mamba.groups * mamba.state, mamba.heads);
             let place = Place::at(format!("{block}.mixer.{}", renamed(name)));
-            if module == "conv1d" { place.or(format!("{block}.mixer.conv1d_{leaf}")) } else { place }
+            match module {
+                "in_proj" => place.parts(vec![e, e, shared, shared, h]),
+                "conv1d" => place.or(format!("{block}.mixer.conv1d_{leaf}")).parts(vec![e, shared, shared]),
+                _ => place,
+            }
         }
+        MixerConfig::Mamba(_) => Place::at(format!("{block}.mixer.{}", renamed(name))),
     }
 }

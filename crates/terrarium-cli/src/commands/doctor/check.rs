@@ -6,8 +6,8 @@ use serde::Serialize;
 use terrarium::burn::tensor::{DType, Tensor, TensorData};
 use terrarium::kernels::attention::{self, AttentionArgs, AttentionMask};
 use terrarium::kernels::causal_conv1d::{self, ConvArgs};
-use terrarium::kernels::selective_scan::{self, ScanArgs};
 use terrarium::kernels::rms_norm_gated::{self, NormArgs};
+use terrarium::kernels::selective_scan::{self, ScanArgs};
 use terrarium::kernels::ssd::{self, SsdArgs, SsdOptions};
 use terrarium::kernels::{KernelBackend, Op, linear, path};
 
