@@ -228,6 +228,22 @@ pub enum TokenizerError {
         /// What the library said.
         reason: String,
     },
+    /// The file is a tokenizer of a kind that is not supported.
+    #[error("{file}: this tokenizer cannot be used here: {what}; convert it to a tokenizer.json, or give token ids instead of text")]
+    Unsupported {
+        /// The file.
+        file: String,
+        /// What is not supported.
+        what: String,
+    },
+    /// A directory has more than one SentencePiece model and none of them is called tokenizer.model.
+    #[error("{} has several SentencePiece models ({}): name the one to use tokenizer.model, or move the others away", dir.display(), files.join(", "))]
+    Several {
+        /// The directory.
+        dir: PathBuf,
+        /// Names of the models.
+        files: Vec<String>,
+    },
     /// Encoding or decoding failed.
     #[error("the tokenizer could not {action}: {reason}")]
     Convert {

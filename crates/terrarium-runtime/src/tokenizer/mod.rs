@@ -1,11 +1,12 @@
 //! Text to ids and back, over the `tokenizers` crate.
 
 mod chat;
+mod sentencepiece;
 mod special;
 mod stream;
 mod train;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
@@ -36,16 +37,20 @@ const TOKENIZER: &str = "tokenizer.json";
 const CONFIG: &str = "tokenizer_config.json";
 
 impl Tokenizer {
-    /// The tokenizer of a model directory; `None` where there is no tokenizer.json.
+    /// The tokenizer of a model directory: tokenizer.json, else a SentencePiece model (tokenizer.model or the only
+    /// `*.model`); `None` where there is neither.
     pub fn from_dir(dir: &Path) -> Result<Option<Self>> {
         let file = dir.join(TOKENIZER);
-        if !file.is_file() {
+        let mut tokenizer = if file.is_file() {
+            Self::from_file(&file)?
+        } else if let Some(file) = find_sentencepiece(dir)? {
+            Self::from_sentencepiece(&file)?
+        } else {
             return Ok(None);
-        }
-        let mut tokenizer = Self::from_file(&file)?;
+        };
         let config = read_map(&dir.join(CONFIG))?;
         let map = read_map(&dir.join("special_tokens_map.json"))?;
-        tokenizer.special = Special::from_configs(&tokenizer, &[&config, &map]);
+        tokenizer.special = Special::from_configs(&tokenizer, &[&config, &map]).or(tokenizer.special);
         tokenizer.template = chat::find_template(dir, &config)?.map(Arc::from);
         Ok(Some(tokenizer))
     }
@@ -140,10 +145,14 @@ impl Tokenizer {
         self.token(id).is_some_and(|token| self.inner.get_added_vocabulary().is_special_token(&token))
     }
 
+    /// The text of tokenizer.json: what other programs open it by, whatever it was read from.
+    pub fn to_json(&self) -> Result<String> {
+        self.inner.to_string(true).map_err(|e| convert("write", e).into())
+    }
+
     /// Writes tokenizer.json and tokenizer_config.json.
     pub fn save(&self, dir: &Path) -> Result<()> {
-        let text = self.inner.to_string(true).map_err(|e| convert("write", e))?;
-        crate::atomic::write_atomic(&dir.join(TOKENIZER), text.as_bytes())?;
+        crate::atomic::write_atomic(&dir.join(TOKENIZER), self.to_json()?.as_bytes())?;
         let mut config = self.special.to_map();
         config.insert("tokenizer_class".into(), "PreTrainedTokenizerFast".into());
         config.insert("clean_up_tokenization_spaces".into(), false.into());
@@ -157,6 +166,32 @@ impl Tokenizer {
 
 fn convert(action: &'static str, error: tokenizers::Error) -> TokenizerError {
     TokenizerError::Convert { action, reason: error.to_string() }
+}
+
+/// The SentencePiece model of a directory: tokenizer.model, else the only file of that kind.
+fn find_sentencepiece(dir: &Path) -> Result<Option<PathBuf>> {
+    let usual = dir.join("tokenizer.model");
+    if usual.is_file() {
+        return Ok(Some(usual));
+    }
+    let mut found = Vec::new();
+    let entries = match std::fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(Error::io("read", dir)(e)),
+    };
+    for entry in entries {
+        let path = entry.map_err(Error::io("read", dir))?.path();
+        if path.extension().is_some_and(|e| e == "model") && path.is_file() {
+            found.push(path);
+        }
+    }
+    found.sort();
+    if found.len() > 1 {
+        let files = found.iter().filter_map(|f| f.file_name()).map(|f| f.to_string_lossy().into_owned()).collect();
+        return Err(TokenizerError::Several { dir: dir.to_path_buf(), files }.into());
+    }
+    Ok(found.pop())
 }
 
 /// A JSON object; empty where there is no file.

@@ -30,6 +30,11 @@ impl Special {
         Self { bos: role("bos_token"), eos: role("eos_token"), pad: role("pad_token"), unk: role("unk_token") }
     }
 
+    /// These tokens, and those of `other` where there is none.
+    pub(super) fn or(self, other: Self) -> Self {
+        Self { bos: self.bos.or(other.bos), eos: self.eos.or(other.eos), pad: self.pad.or(other.pad), unk: self.unk.or(other.unk) }
+    }
+
     pub(super) fn role(tokenizer: &Tokenizer, text: &str) -> Option<Role> {
         tokenizer.id(text).map(|id| Role { text: text.to_string(), id })
     }

@@ -42,8 +42,9 @@ impl<'a> TextStream<'a> {
             return Ok(String::new());
         }
         let new = with.strip_prefix(before.as_str()).unwrap_or_else(|| tail(&with, &before)).to_string();
-        // Ids without text (special tokens) give no context: keep what there is until text comes.
-        if !new.is_empty() {
+        // Ids without text (special tokens) give no context, and neither do blanks, which some decoders drop at the
+        // beginning: keep what there is until text comes.
+        if !new.trim_matches(' ').is_empty() {
             self.context = self.done;
         }
         self.done = self.ids.len();
