@@ -198,13 +198,33 @@ fn scaled<B: Backend, const D: usize>(x: Tensor<B, D>, by: f32) -> Tensor<B, D> 
     if by == 1.0 { x } else { x * by }
 }
 
+/// One parameter of a model, to be read when it is wanted.
+pub struct Reader {
+    /// Its path.
+    pub path: String,
+    /// Its element type.
+    pub dtype: DType,
+    /// How many elements it has.
+    pub elements: usize,
+    read: Box<dyn Fn() -> TensorData>,
+}
+
+impl Reader {
+    /// Its values, copied from the device.
+    pub fn read(&self) -> TensorData {
+        (self.read)()
+    }
+}
+
 impl<B: Backend> Decoder<B> {
-    /// Every parameter with its path, adapters included.
-    pub fn tensors(&self) -> Vec<(String, TensorData)> {
-        struct Collect(PathTracker, Vec<(String, TensorData)>);
+    /// Every parameter with its path, adapters included; values are read one by one.
+    pub fn readers(&self) -> Vec<Reader> {
+        struct Collect(PathTracker, Vec<Reader>);
         impl<B: Backend> ModuleVisitor<B> for Collect {
             fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-                self.1.push((self.0.path(), param.val().into_data()));
+                let tensor = param.val();
+                let (dtype, elements) = (tensor.dtype(), tensor.dims().iter().product());
+                self.1.push(Reader { path: self.0.path(), dtype, elements, read: Box::new(move || tensor.clone().into_data()) });
             }
             fn enter_module(&mut self, name: &str, container_type: &str) {
                 self.0.enter(name, container_type);
@@ -216,5 +236,10 @@ impl<B: Backend> Decoder<B> {
         let mut collect = Collect(PathTracker::default(), Vec::new());
         self.visit(&mut collect);
         collect.1
+    }
+
+    /// Every parameter with its path, adapters included.
+    pub fn tensors(&self) -> Vec<(String, TensorData)> {
+        self.readers().into_iter().map(|reader| (reader.path.clone(), reader.read())).collect()
     }
 }

@@ -23,6 +23,9 @@ def main():
         if a.light and f.name == 'expected_grads.safetensors':
             continue
         out = a.dst / f.name
+        if f.is_dir():                                       # Megatron's release/mp_rank_00/
+            shutil.copytree(f, out, copy_function=shutil.copyfile)
+            continue
         if a.light and f.name == 'expected.safetensors':
             save_file({k: v for k, v in load_file(f).items() if not k.startswith('hidden.')}, out)
         else:

@@ -7,6 +7,7 @@ mod generation;
 mod index;
 mod load;
 mod megatron;
+mod plan;
 mod save;
 mod stored;
 
@@ -22,7 +23,7 @@ pub use adapter::{AdapterConfig, load_adapter, save_adapter};
 pub use generation::GenerationConfig;
 pub(crate) use index::ShardIndex;
 pub use load::{LoadOptions, Loaded, Precision, load, load_layer};
-pub use save::{SaveOptions, Saved, save};
+pub use save::{Layout, SaveOptions, Saved, convert, save};
 pub(crate) use stored::Stored;
 
 use crate::error::{AdapterError, CheckpointError, Mismatch};

@@ -1,31 +1,65 @@
-//! Writing a Hugging Face model directory, whole or not at all.
+//! Writing a model directory, whole or not at all.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use burn::tensor::{DType, TensorData};
+use burn::tensor::DType;
 use serde_json::Value;
 use terrarium_kernels::KernelBackend;
+use terrarium_models::families::mamba_ssm::MambaSsm;
 use terrarium_models::{Decoder, DecoderConfig};
 
-use super::ShardIndex;
 use super::card::card;
 use super::generation::{GENERATION, GenerationConfig};
+use super::plan::{FromCheckpoint, FromModel, Parameters, Plan};
+use super::{Checkpoint, ShardIndex};
 use crate::atomic::{StagedDir, write_atomic};
 use crate::error::AdapterError;
 use crate::hub::{INDEX, WEIGHTS};
-use crate::tensors::{cast, write_safetensors};
+use crate::tensors::write_safetensors_lazily;
+use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
+
+/// The layout of a saved directory.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Layout {
+    /// What transformers opens where there is such a layout for the model, else mamba_ssm's.
+    #[default]
+    Auto,
+    /// What transformers opens; an error where it has no such model.
+    HuggingFace,
+    /// The one the model came in (mamba_ssm's for Megatron checkpoints).
+    Own,
+    /// The keys of the mamba_ssm package.
+    MambaSsm,
+}
+
+impl Layout {
+    /// The model's configuration in this layout.
+    fn of(self, config: &DecoderConfig) -> Result<DecoderConfig> {
+        static MAMBA_SSM: MambaSsm = MambaSsm;
+        let target = match self {
+            Self::Auto => config.in_transformers().or_else(|_| config.in_family(&MAMBA_SSM)),
+            Self::HuggingFace => config.in_transformers(),
+            Self::Own if config.family.name() != "megatron" => Ok(config.clone()),
+            Self::Own | Self::MambaSsm => config.in_family(&MAMBA_SSM),
+        };
+        target.map_err(|error| AdapterError::Model(format!("cannot save the model: {error}; --layout chooses another")).into())
+    }
+}
 
 /// How to save.
 #[derive(Debug, Clone)]
 pub struct SaveOptions {
+    /// Layout of keys and configuration.
+    pub layout: Layout,
     /// Element type of the weights; as in the model if there is none. Parameters that the model keeps in float32 for
     /// their precision follow as well.
     pub dtype: Option<DType>,
     /// Largest weights file; more is split into shards with an index.
     pub max_shard_bytes: u64,
-    /// A model directory whose tokenizer and generation files are copied.
+    /// A model directory whose tokenizer and generation files are copied; a SentencePiece tokenizer is written as
+    /// tokenizer.json too.
     pub files_from: Option<PathBuf>,
     /// Text of README.md; a generated one if there is none.
     pub card: Option<String>,
@@ -35,7 +69,7 @@ pub struct SaveOptions {
 
 impl Default for SaveOptions {
     fn default() -> Self {
-        Self { dtype: None, max_shard_bytes: 5_000_000_000, files_from: None, card: None, base_model: None }
+        Self { layout: Layout::Auto, dtype: None, max_shard_bytes: 5_000_000_000, files_from: None, card: None, base_model: None }
     }
 }
 
@@ -46,6 +80,8 @@ pub struct Saved {
     pub files: Vec<String>,
     /// Bytes of the weights.
     pub bytes: u64,
+    /// Family whose layout was written.
+    pub family: &'static str,
 }
 
 /// Files copied as they are.
@@ -69,12 +105,27 @@ pub fn save<B: KernelBackend>(dir: &Path, model: &Decoder<B>, config: &DecoderCo
         let reason = "the model has adapters: merge them (merge_lora) before saving a model, or save the adapter";
         return Err(AdapterError::Model(reason.into()).into());
     }
+    write(dir, &mut FromModel::new(model), config, options)
+}
+
+/// Writes a checkpoint that is not loaded in another layout, tensor by tensor: the memory it takes is that of the largest.
+pub fn convert(dir: &Path, checkpoint: &Checkpoint, options: &SaveOptions) -> Result<Saved> {
+    checkpoint.check()?;
+    let same = |a: &Path, b: &Path| matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b);
+    if same(dir, &checkpoint.dir) {
+        let reason = "this is the directory that is read: choose another".to_string();
+        return Err(Error::Target { path: dir.to_path_buf(), reason });
+    }
+    write(dir, &mut FromCheckpoint::new(checkpoint), &checkpoint.config, options)
+}
+
+fn write(dir: &Path, source: &mut dyn Parameters, config: &DecoderConfig, options: &SaveOptions) -> Result<Saved> {
+    let config = &options.layout.of(config)?;
+    let plan = Plan::new(config, source, options.dtype)?;
     let staged = StagedDir::new(dir)?;
-    let tensors = keyed_tensors(model, config, options.dtype)?;
-    let dtype = most_common(&tensors);
     let mut files = Vec::new();
-    let bytes = write_weights(staged.path(), tensors, options.max_shard_bytes, &mut files)?;
-    write_text(&staged, "config.json", &pretty(&with_dtype(config.to_json(), dtype)), &mut files)?;
+    let bytes = write_weights(staged.path(), &plan, source, options.max_shard_bytes, &mut files)?;
+    write_text(&staged, "config.json", &pretty(&with_dtype(config.to_json(), plan.dtype())), &mut files)?;
     if let Some(from) = &options.files_from {
         copy_files(from, staged.path(), &mut files)?;
     }
@@ -84,7 +135,7 @@ pub fn save<B: KernelBackend>(dir: &Path, model: &Decoder<B>, config: &DecoderCo
     let readme = options.card.clone().unwrap_or_else(|| card(dir, config, options.base_model.as_deref()));
     write_text(&staged, "README.md", &readme, &mut files)?;
     staged.commit()?;
-    Ok(Saved { files, bytes })
+    Ok(Saved { files, bytes, family: config.family.name() })
 }
 
 fn pretty(value: &Value) -> String {
@@ -96,77 +147,28 @@ fn write_text(staged: &StagedDir, name: &str, text: &str, files: &mut Vec<String
     write_atomic(&staged.path().join(name), text.as_bytes())
 }
 
-/// The model's tensors under their checkpoint keys and shapes, in the order of the weight table.
-fn keyed_tensors<B: KernelBackend>(model: &Decoder<B>, config: &DecoderConfig, dtype: Option<DType>) -> Result<Vec<(String, TensorData)>> {
-    let mut by_path: HashMap<String, TensorData> = model.tensors().into_iter().collect();
-    let mut tensors = Vec::new();
-    let table = config.table();
-    for entry in table.entries {
-        let fits = |data: &TensorData| data.num_elements() == entry.shape.iter().product::<usize>();
-        let Some(data) = by_path.remove(&entry.path).filter(fits) else {
-            return Err(AdapterError::Model(format!(
-                "the model has no {} of shape {:?}: it is not the one its configuration describes",
-                entry.path, entry.shape
-            ))
-            .into());
-        };
-        let data = match dtype {
-            Some(dtype) => cast(data, dtype),
-            None => data,
-        };
-        if let Some(copy) = table.copies.iter().find(|copy| copy.path == entry.path) {
-            tensors.push((copy.key.clone(), TensorData { shape: copy.shape.clone().into(), ..data.clone() }));
-        }
-        tensors.push((entry.key, TensorData { shape: entry.shape.into(), ..data }));
-    }
-    match by_path.keys().min() {
-        None => Ok(tensors),
-        Some(path) => Err(AdapterError::Model(format!("the model's {path} has no place in a checkpoint of its configuration")).into()),
-    }
-}
-
-fn most_common(tensors: &[(String, TensorData)]) -> DType {
-    let mut bytes: Vec<(DType, usize)> = Vec::new();
-    for (_, data) in tensors {
-        match bytes.iter_mut().find(|(dtype, _)| *dtype == data.dtype) {
-            Some((_, size)) => *size += data.as_bytes().len(),
-            None => bytes.push((data.dtype, data.as_bytes().len())),
-        }
-    }
-    bytes.into_iter().max_by_key(|&(_, size)| size).map_or(DType::F32, |(dtype, _)| dtype)
-}
-
 /// Writes one file, or shards and an index; returns the bytes of all tensors.
-fn write_weights(dir: &Path, tensors: Vec<(String, TensorData)>, limit: u64, files: &mut Vec<String>) -> Result<u64> {
+fn write_weights(dir: &Path, plan: &Plan, source: &mut dyn Parameters, limit: u64, files: &mut Vec<String>) -> Result<u64> {
     let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
-    let size = |data: &TensorData| data.as_bytes().len() as u64;
-    let total = tensors.iter().map(|(_, data)| size(data)).sum();
-    let mut shards: Vec<Vec<(String, TensorData)>> = vec![vec![]];
-    let mut filled = 0;
-    for (key, data) in tensors {
-        let next = size(&data);
-        if filled > 0 && filled + next > limit {
-            shards.push(vec![]);
-            filled = 0;
-        }
-        filled += next;
-        shards.last_mut().expect("there is always one").push((key, data));
-    }
-    if shards.len() == 1 {
-        files.push(WEIGHTS.into());
-        write_safetensors(&dir.join(WEIGHTS), shards.remove(0), &metadata)?;
-        return Ok(total);
-    }
-    let count = shards.len();
+    let shards = plan.shards(limit);
+    let total = plan.specs().map(|spec| spec.bytes()).sum();
     let mut shard_of = BTreeMap::new();
-    for (i, shard) in shards.into_iter().enumerate() {
-        let name = format!("model-{:05}-of-{count:05}.safetensors", i + 1);
-        shard_of.extend(shard.iter().map(|(key, _)| (key.clone(), name.clone())));
-        write_safetensors(&dir.join(&name), shard, &metadata)?;
+    let mut start = 0;
+    for (i, &length) in shards.iter().enumerate() {
+        let name = match shards.len() {
+            1 => WEIGHTS.to_string(),
+            count => format!("model-{:05}-of-{count:05}.safetensors", i + 1),
+        };
+        let specs: Vec<_> = plan.specs().skip(start).take(length).cloned().collect();
+        shard_of.extend(specs.iter().map(|spec| (spec.key.clone(), name.clone())));
+        write_safetensors_lazily(&dir.join(&name), &specs, &metadata, &mut |n| plan.make(start + n, source))?;
+        start += length;
         files.push(name);
     }
-    files.push(INDEX.into());
-    write_atomic(&dir.join(INDEX), ShardIndex::text(&shard_of, total).as_bytes())?;
+    if shards.len() > 1 {
+        files.push(INDEX.into());
+        write_atomic(&dir.join(INDEX), ShardIndex::text(&shard_of, total).as_bytes())?;
+    }
     Ok(total)
 }
 
@@ -194,6 +196,16 @@ fn copy_files(from: &Path, to: &Path, files: &mut Vec<String>) -> Result<()> {
             let bytes = std::fs::read(&source).map_err(Error::io("read", &source))?;
             write_atomic(&to.join(name), &bytes)?;
             files.push(name.to_string());
+        }
+    }
+    // A tokenizer that no other program finds under this name, or in this format.
+    if !files.iter().any(|name| name == "tokenizer.json")
+        && let Some(tokenizer) = Tokenizer::from_dir(from)?
+    {
+        tokenizer.save(to)?;
+        files.push("tokenizer.json".into());
+        if !files.iter().any(|name| name == "tokenizer_config.json") {
+            files.push("tokenizer_config.json".into());
         }
     }
     Ok(())

@@ -14,4 +14,4 @@ pub(crate) use convert::{cast, to_dtype};
 pub use header::{ElementType, Entry, Header, parse_header};
 pub(crate) use read::stored_tensor;
 pub use read::{MappedFile, read_safetensors};
-pub use write::{write_safetensors, write_tensors};
+pub use write::{TensorSpec, write_safetensors, write_safetensors_lazily, write_tensors};
