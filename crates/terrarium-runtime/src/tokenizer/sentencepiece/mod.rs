@@ -42,8 +42,12 @@ impl Tokenizer {
     /// `encode_as_ids`, except that:
     ///
     /// - text that spells a control piece (`</s>`) is that piece, as with every tokenizer.json;
-    /// - with normalisation rules, a character and the marks on it are normalised together if they are short: of a
-    ///   full-width letter with a mark only the letter stays.
+    /// - with normalisation rules, marks on a character are put in order and composed, and of the rare rules that match
+    ///   a character with a mark the shortest is used: of a full-width letter with a mark only the letter stays;
+    /// - scores are added up in 64 bits instead of 32, which decides between cuts of equal score;
+    /// - text that spells a byte piece (`<0x41>`) with characters that the vocabulary lacks is that piece.
+    ///
+    /// Bytes that are no UTF-8 are decoded to one replacement character each, valid ones among them too.
     pub fn from_sentencepiece(file: &Path) -> Result<Self> {
         let length = std::fs::metadata(file).map_err(Error::io("read", file))?.len();
         let name = || file.display().to_string();
@@ -246,18 +250,26 @@ fn normalizers(model: &Model) -> Result<Vec<NormalizerWrapper>, String> {
         .zip(HIDDEN..)
         .filter_map(|(text, code)| Some((text, char::from_u32(code)?.to_string())))
         .collect();
+    let blank = if model.escape_whitespaces { BLANK } else { " " };
+    let prefix = |text: &str| model.add_dummy_prefix.then(|| NormalizerWrapper::Prepend(Prepend::new(text.into())));
+    // In front of any text (a blank, since rules may change its sign), or of what is left once blanks are removed.
+    let (early, late) = if model.remove_extra_whitespaces { (None, prefix(blank)) } else { (prefix(" "), None) };
+    steps.extend(early);
     for (text, sign) in &hidden {
         steps.push(replace(literal(text), sign)?);
     }
     if let Some(rules) = rules {
         // The library applies rules to a character with its marks by the shortest match, which would lose marks:
         // composed beforehand, most are one character. These rules are NFKC and more, which composing does not change.
-        if matches!(model.rules.as_str(), "nmt_nfkc" | "nfkc" | "nmt_nfkc_cf" | "nfkc_cf") {
-            steps.push(NormalizerWrapper::NFC(NFC));
+        let composed = matches!(model.rules.as_str(), "nmt_nfkc" | "nfkc" | "nmt_nfkc_cf" | "nfkc_cf");
+        steps.extend(composed.then_some(NormalizerWrapper::NFC(NFC)));
+        // A character for the library as well, and two for SentencePiece.
+        if let Some(return_) = rules.transform("\r") {
+            steps.push(replace(literal("\r\n"), &format!("{return_}{}", rules.transform("\n").unwrap_or("\n")))?);
         }
         steps.push(NormalizerWrapper::Precompiled(rules));
+        steps.extend(composed.then_some(NormalizerWrapper::NFC(NFC)));
     }
-    let blank = if model.escape_whitespaces { BLANK } else { " " };
     if model.remove_extra_whitespaces {
         steps.push(replace(regex(r"\A +".into()), "")?);
         steps.push(replace(regex(" {2,}".into()), " ")?);
@@ -271,9 +283,7 @@ fn normalizers(model: &Model) -> Result<Vec<NormalizerWrapper>, String> {
     for (text, sign) in &hidden {
         steps.push(replace(literal(sign), &text.replace(' ', blank))?);
     }
-    if model.add_dummy_prefix {
-        steps.push(NormalizerWrapper::Prepend(Prepend::new(blank.into())));
-    }
+    steps.extend(late);
     Ok(steps)
 }
 
