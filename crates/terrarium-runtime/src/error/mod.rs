@@ -207,6 +207,16 @@ pub enum HubError {
         /// What it said.
         what: String,
     },
+    /// The header of remote weights makes no sense.
+    #[error("{repo}: {file} cannot be read: {problem}")]
+    Header {
+        /// The repository.
+        repo: String,
+        /// The file.
+        file: String,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// Another process holds the lock of this file.
     #[error("another process is downloading {file} into {}: wait for it, then run the command again", cache.display())]
     Locked {

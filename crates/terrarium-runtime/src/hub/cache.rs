@@ -31,6 +31,11 @@ impl Snapshot {
         Self { commit: commit.to_string(), dir: repo.folder(cache).join("snapshots").join(commit) }
     }
 
+    /// Where a file is, if it is there.
+    pub(super) fn path(&self, file: &str) -> PathBuf {
+        self.dir.join(file)
+    }
+
     /// Whether a file is there. A link whose blob is gone does not count.
     pub(super) fn has(&self, file: &str) -> bool {
         self.dir.join(file).is_file()

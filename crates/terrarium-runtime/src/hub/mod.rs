@@ -5,11 +5,13 @@
 
 mod cache;
 mod options;
+mod remote;
 mod transfer;
 
 use std::path::{Path, PathBuf};
 
 pub use options::{HubOptions, RepoId};
+pub use remote::{RemoteFile, remote_headers};
 
 use crate::error::HubError;
 use crate::{Error, Result};
@@ -164,6 +166,9 @@ fn first_files(listing: &Listing, files: Files, repo: &RepoId) -> Result<Vec<Str
         return Err(missing(CONFIG).into());
     }
     wanted.extend(OPTIONAL.iter().filter(|f| listing.has(f)).map(|f| f.to_string()));
+    if !listing.has("tokenizer.json") {
+        wanted.extend(listing.sentencepiece());
+    }
     let weights = if adapter { ADAPTER[1] } else { WEIGHTS };
     match (listing.has(weights), listing.has(INDEX) && !adapter, files) {
         (true, _, Files::All) => wanted.push(weights.into()),

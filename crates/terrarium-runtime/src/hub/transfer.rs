@@ -23,12 +23,21 @@ use crate::{Error, Result};
 /// The commit and the files of a revision.
 pub(super) struct Listing {
     pub(super) commit: String,
-    files: Vec<String>,
+    pub(super) files: Vec<String>,
 }
 
 impl Listing {
     pub(super) fn has(&self, file: &str) -> bool {
         self.files.iter().any(|f| f == file)
+    }
+
+    /// SentencePiece models: the one of the usual name, else all at the top.
+    pub(super) fn sentencepiece(&self) -> Vec<String> {
+        let usual = "tokenizer.model";
+        if self.has(usual) {
+            return vec![usual.to_string()];
+        }
+        self.files.iter().filter(|f| f.ends_with(".model") && !f.contains(['/', '\\', ':'])).cloned().collect()
     }
 
     /// The files, shortened for an error message.
@@ -53,7 +62,7 @@ pub(super) struct Transfer<'a> {
 }
 
 /// Why one try failed.
-enum Failure {
+pub(super) enum Failure {
     /// Another try may help; what to report if none does.
     Again(Error),
     /// It will not.
@@ -71,6 +80,15 @@ impl<'a> Transfer<'a> {
             .build()
             .map_err(|e| HubError::Protocol { endpoint: options.endpoint.clone(), what: e.to_string() })?;
         Ok(Self { repo, options, api })
+    }
+
+    pub(super) fn repo(&self) -> &RepoId {
+        self.repo
+    }
+
+    /// Where a file of the listed commit is.
+    pub(super) fn url(&self, listing: &Listing, file: &str) -> String {
+        self.at(&listing.commit).url(file)
     }
 
     fn at(&self, revision: &str) -> ApiRepo {
@@ -120,7 +138,11 @@ impl<'a> Transfer<'a> {
     }
 
     /// Calls `attempt` until it succeeds, fails for good, or fails too often without a new byte.
-    fn retry<T>(&self, progress: &mut dyn Progress, mut attempt: impl FnMut(&mut dyn Progress) -> Result<T, Failure>) -> Result<T> {
+    pub(super) fn retry<T>(
+        &self,
+        progress: &mut dyn Progress,
+        mut attempt: impl FnMut(&mut dyn Progress) -> Result<T, Failure>,
+    ) -> Result<T> {
         let mut failed = 0;
         let mut best = 0;
         loop {
@@ -207,7 +229,7 @@ impl<'a> Transfer<'a> {
         Failure::Again(HubError::Truncated { repo: self.repo.id.clone(), file: file.to_string(), expected: size, found }.into())
     }
 
-    fn file_failure(&self, file: &str, error: ApiError) -> Failure {
+    pub(super) fn file_failure(&self, file: &str, error: ApiError) -> Failure {
         let (repo, revision) = (self.repo.id.clone(), self.repo.revision.clone());
         let gone = || HubError::MissingFile {
             repo: repo.clone(),
@@ -250,14 +272,18 @@ impl<'a> Transfer<'a> {
         symlink(&PathBuf::from(up).join(inside), blob, &pointer).map_err(Error::io("link", &pointer))
     }
 
+    /// Removes what hf-hub writes for each file, since it is asked for files of a commit: a branch of that name.
+    pub(super) fn forget_ref(&self, listing: &Listing) {
+        let _ = std::fs::remove_file(self.repo.folder(&self.options.cache).join("refs").join(&listing.commit));
+    }
+
     /// Lets the cache's branch or tag point to the commit whose files are now there.
     pub(super) fn point_to(&self, listing: &Listing) -> Result<()> {
-        let folder = self.repo.folder(&self.options.cache);
-        // Written by hf-hub for each file, since it was asked for files of a commit.
-        let _ = std::fs::remove_file(folder.join("refs").join(&listing.commit));
+        self.forget_ref(listing);
         if self.repo.revision == listing.commit {
             return Ok(());
         }
+        let folder = self.repo.folder(&self.options.cache);
         crate::atomic::write_atomic(&folder.join("refs").join(&self.repo.revision), listing.commit.as_bytes())
     }
 }

@@ -1,5 +1,8 @@
 //! A loopback server that speaks the part of the hub's API that clients use, and misbehaves on request.
 
+// Each test binary uses a part of it.
+#![allow(dead_code)]
+
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
@@ -37,6 +40,16 @@ pub enum Fault {
     Commit(String),
     /// Answers with a web page.
     Html,
+    /// Sends whole files whatever range is asked for.
+    IgnoreRange,
+    /// The same, once the first eight bytes were asked for.
+    IgnoreLaterRanges,
+    /// Sends other bytes than those asked for.
+    WrongRange,
+    /// Cuts every answer after so many bytes.
+    CutAlways {
+        after: usize,
+    },
 }
 
 struct State {
@@ -46,6 +59,8 @@ struct State {
     log: Vec<(String, Option<String>, Option<String>)>,
     contents: usize,
     cut: bool,
+    /// Bytes that the connections took.
+    sent: usize,
 }
 
 /// Serves `org/stories` until dropped (its thread ends with the process).
@@ -73,7 +88,7 @@ impl HubServer {
         }
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let port = listener.local_addr().expect("bound").port();
-        let state = Arc::new(Mutex::new(State { files, fault: Fault::None, log: vec![], contents: 0, cut: false }));
+        let state = Arc::new(Mutex::new(State { files, fault: Fault::None, log: vec![], contents: 0, cut: false, sent: 0 }));
         let shared = state.clone();
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
@@ -131,6 +146,11 @@ impl HubServer {
         self.state().contents
     }
 
+    /// Bytes sent, headers included.
+    pub fn bytes_sent(&self) -> usize {
+        self.state().sent
+    }
+
     pub fn saw_token(&self) -> bool {
         self.state().log.iter().any(|(.., token)| token.is_some())
     }
@@ -149,7 +169,7 @@ fn etag(bytes: &[u8]) -> String {
     format!("{hash:016x}{:08x}", bytes.len())
 }
 
-fn serve(mut stream: TcpStream, state: &Mutex<State>, port: u16) -> std::io::Result<()> {
+fn serve(mut stream: TcpStream, shared: &Mutex<State>, port: u16) -> std::io::Result<()> {
     let mut reader = BufReader::new(stream.try_clone()?);
     let mut line = String::new();
     reader.read_line(&mut line)?;
@@ -168,11 +188,15 @@ fn serve(mut stream: TcpStream, state: &Mutex<State>, port: u16) -> std::io::Res
             }
         }
     }
-    let mut state = state.lock().expect("no thread panicked");
+    let mut state = shared.lock().expect("no thread panicked");
     state.log.push((path.clone(), range.clone(), token));
     let answer = respond(&mut state, &path, range.as_deref(), port);
     drop(state);
-    stream.write_all(&answer)
+    for part in answer.chunks(1 << 16) {
+        stream.write_all(part)?;
+        shared.lock().expect("no thread panicked").sent += part.len();
+    }
+    Ok(())
 }
 
 fn plain(status: &str, headers: &[(&str, String)], body: &[u8]) -> Vec<u8> {
@@ -186,7 +210,7 @@ fn plain(status: &str, headers: &[(&str, String)], body: &[u8]) -> Vec<u8> {
 fn commit_of(revision: &str) -> Option<&'static str> {
     match revision {
         "main" | COMMIT => Some(COMMIT),
-        "v1" | OTHER_COMMIT => Some(OTHER_COMMIT),
+        "v1" | "refs/pr/1" | OTHER_COMMIT => Some(OTHER_COMMIT),
         _ => None,
     }
 }
@@ -196,6 +220,7 @@ fn respond(state: &mut State, path: &str, range: Option<&str>, port: u16) -> Vec
     if matches!(state.fault, Fault::Html) {
         return plain("200 OK", &[("Content-Type", "text/html".into())], b"<html>welcome</html>");
     }
+    let path = &path.replace("%2F", "/");
     if let Some(revision) = path.strip_prefix("/api/models/org/stories/revision/") {
         if matches!(state.fault, Fault::Private) {
             return plain("401 Unauthorized", &[], b"");
@@ -252,6 +277,14 @@ fn content(state: &mut State, file: &str, range: Option<&str>, headers: &[(&str,
     }
     let faulty = file == WEIGHTS && !probe;
     match state.fault {
+        Fault::IgnoreRange => return plain("200 OK", headers, &bytes),
+        Fault::IgnoreLaterRanges if start > 0 => return plain("200 OK", headers, &bytes),
+        Fault::WrongRange => return partial(&bytes, start + 1, end.max(start + 1), headers),
+        Fault::CutAlways { after } => {
+            let mut answer = partial(&bytes, start, end, headers);
+            answer.truncate(answer.len() - (end - start) + after.min(end - start));
+            return answer;
+        }
         Fault::CutOnce { after } | Fault::CutOnceThenIgnoreRange { after } if faulty && !state.cut => {
             state.cut = true;
             let mut answer = partial(&bytes, start, end, headers);
