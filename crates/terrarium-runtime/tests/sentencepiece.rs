@@ -243,7 +243,7 @@ fn other_kinds_and_damaged_files_say_what_is_wrong() {
     }
     let piece = |text: &[u8], kind: u8| field(1, &[field(1, text), vec![0x18, kind]].concat());
     let unknown = piece(b"<unk>", 2);
-    let cases: [(Vec<u8>, &str); 12] = [
+    let cases: [(Vec<u8>, &str); 13] = [
         (vec![], "no pieces"),
         (b"\nIQ== 0".to_vec(), "no SentencePiece model"),
         (vec![0x0A, 0xFF, 0xFF, 0xFF, 0xFF, 0x0F], "are left"),
@@ -251,6 +251,7 @@ fn other_kinds_and_damaged_files_say_what_is_wrong() {
         (piece(b"a", 1), "type unknown"),
         ([unknown.clone(), piece(b"a", 1), piece(b"a", 1)].concat(), "pieces 1 and 2 are both `a`"),
         ([unknown.clone(), piece(b"", 1)].concat(), "piece 1 is empty"),
+        ([unknown.clone(), piece(&[b'a'; 100_000], 1)].concat(), "piece 1 has 100000 bytes"),
         ([unknown.clone(), piece(b"\xFF", 1)].concat(), "UTF-8"),
         ([unknown.clone(), piece(b"a", 9)].concat(), "its type is 9"),
         ([unknown.clone(), piece(b"<0x0A>", 6)].concat(), "byte_fallback is off"),

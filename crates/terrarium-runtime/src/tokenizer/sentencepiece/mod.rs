@@ -35,7 +35,9 @@ const UNKNOWN: &str = "\u{10FFFF}";
 /// User-defined pieces hide behind characters from here on while the rest of a text is normalised.
 const HIDDEN: u32 = 0x10_0000;
 /// Far more than the largest vocabulary needs; keeps a wrong file from filling the memory.
-const MOST_BYTES: u64 = 256 << 20;
+const MOST_BYTES: u64 = 64 << 20;
+/// Far longer than any piece (16 characters are usual); merges and the library's tree grow with it.
+const LONGEST_PIECE: usize = 2048;
 
 impl Tokenizer {
     /// A SentencePiece model, unigram or BPE, with the special tokens that it names. Ids are those of SentencePiece's
@@ -80,6 +82,9 @@ fn check(model: &Model) -> Result<(), String> {
     for (id, piece) in model.pieces.iter().enumerate() {
         if piece.text.is_empty() {
             return Err(format!("piece {id} is empty"));
+        }
+        if piece.text.len() > LONGEST_PIECE {
+            return Err(format!("piece {id} has {} bytes, more than {LONGEST_PIECE}", piece.text.len()));
         }
         if !piece.score.is_finite() {
             return Err(format!("piece {id} (`{}`) has the score {}", piece.text, piece.score));
