@@ -183,7 +183,7 @@ impl<'a> Machine<'a> {
             _ => self.pop_mark()?,
         };
         let target = self.top()? as usize;
-        let filled = match (self.opcode, &mut self.nodes[target]) {
+        match (self.opcode, &mut self.nodes[target]) {
             (b'a' | b'e', Node::List(items)) | (0x90, Node::Set(items)) => items.extend(values),
             (b'a' | b'e' | 0x90, Node::Object(object)) => object.items.extend(values),
             (b's' | b'u', Node::Dict(_) | Node::Object(_)) => {
@@ -195,8 +195,8 @@ impl<'a> Machine<'a> {
                 }
             }
             _ => return Err(self.malformed("fills something that is no collection".into())),
-        };
-        Ok(filled)
+        }
+        Ok(())
     }
 
     fn memory(&mut self) -> Result<()> {

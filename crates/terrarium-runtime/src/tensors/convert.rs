@@ -35,6 +35,31 @@ pub fn to_dtype_in_blocks(
     }
 }
 
+/// Little-endian elements as they are, under Burn's name of their type. Tells, after each block, how many bytes it is done
+/// with. The error continues "`key` ...".
+pub fn as_stored(bytes: &[u8], element: ElementType, shape: &[usize], done: &mut dyn FnMut(usize)) -> Result<TensorData, String> {
+    let shape = shape.to_vec();
+    Ok(match element {
+        ElementType::F64 => TensorData::new(map(bytes, f64::from_le_bytes, done), shape),
+        ElementType::F32 => TensorData::new(map(bytes, f32::from_le_bytes, done), shape),
+        ElementType::F16 => TensorData::new(map(bytes, f16::from_le_bytes, done), shape),
+        ElementType::BF16 => TensorData::new(map(bytes, bf16::from_le_bytes, done), shape),
+        ElementType::I64 => TensorData::new(map(bytes, i64::from_le_bytes, done), shape),
+        ElementType::I32 => TensorData::new(map(bytes, i32::from_le_bytes, done), shape),
+        ElementType::I16 => TensorData::new(map(bytes, i16::from_le_bytes, done), shape),
+        ElementType::I8 => TensorData::new(map(bytes, i8::from_le_bytes, done), shape),
+        ElementType::U64 => TensorData::new(map(bytes, u64::from_le_bytes, done), shape),
+        ElementType::U32 => TensorData::new(map(bytes, u32::from_le_bytes, done), shape),
+        ElementType::U16 => TensorData::new(map(bytes, u16::from_le_bytes, done), shape),
+        ElementType::U8 => TensorData::new(map(bytes, u8::from_le_bytes, done), shape),
+        ElementType::Bool if bytes.par_iter().any(|&b| b > 1) => {
+            return Err("is a tensor of bools and holds bytes other than 0 and 1".into());
+        }
+        ElementType::Bool => TensorData::new(map(bytes, |[b]: [u8; 1]| b != 0, done), shape),
+        ElementType::Other(name, _) => return Err(format!("has the dtype {name}, which cannot be read here")),
+    })
+}
+
 /// Another float type for a tensor that is here already. Anything but the float types above goes Burn's way.
 pub fn cast(data: TensorData, dtype: DType) -> TensorData {
     if data.dtype == dtype {

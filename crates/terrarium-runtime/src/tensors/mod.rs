@@ -10,8 +10,7 @@ mod read;
 mod torch;
 mod write;
 
-pub(crate) use convert::{cast, to_dtype};
+pub(crate) use convert::{as_stored, cast, to_dtype};
 pub use header::{ElementType, Entry, Header, parse_header};
-pub(crate) use read::stored_tensor;
 pub use read::{MappedFile, read_safetensors};
 pub use write::{TensorSpec, write_safetensors, write_safetensors_lazily, write_tensors};

@@ -7,11 +7,10 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, TensorData};
 use memmap2::Mmap;
-use rayon::prelude::*;
 use serde_json::{Map, Value};
 
-use super::convert::to_dtype_in_blocks;
-use super::header::{ElementType, Entry, Header, MAX_HEADER_BYTES, parse_header};
+use super::convert::{as_stored, to_dtype_in_blocks};
+use super::header::{Entry, Header, MAX_HEADER_BYTES, parse_header};
 use super::torch::{self, Archive};
 use crate::error::{CheckpointError, TorchError};
 use crate::{Error, Result};
@@ -87,8 +86,14 @@ impl MappedFile {
 
     /// A tensor as it is in the file.
     pub fn tensor(&self, entry: &Entry) -> Result<TensorData> {
-        let data = stored_tensor(self.bytes(entry).into_owned(), entry.element, &entry.shape);
-        self.release(entry, usize::MAX);
+        let data = match &entry.strides {
+            None => as_stored(self.stored(entry), entry.element, &entry.shape, &mut |done| self.release(entry, done)),
+            Some(_) => {
+                let bytes = self.bytes(entry);
+                self.release(entry, usize::MAX);
+                as_stored(&bytes, entry.element, &entry.shape, &mut |_| {})
+            }
+        };
         data.map_err(|problem| self.tensor_error(entry, problem))
     }
 
@@ -112,15 +117,6 @@ impl MappedFile {
         #[cfg(not(unix))]
         let _ = (from, to);
     }
-}
-
-/// A tensor of bytes that are known to fit it. The error continues "`key` ...".
-pub(crate) fn stored_tensor(bytes: Vec<u8>, element: ElementType, shape: &[usize]) -> Result<TensorData, String> {
-    let dtype = element.dtype().ok_or_else(|| format!("has the dtype {}, which cannot be read here", element.name()))?;
-    if element == ElementType::Bool && bytes.par_iter().any(|&b| b > 1) {
-        return Err("is a tensor of bools and holds bytes other than 0 and 1".into());
-    }
-    Ok(TensorData::from_bytes(burn::tensor::Bytes::from_bytes_vec(bytes), shape.to_vec(), dtype))
 }
 
 fn map_file(path: &Path) -> Result<Mmap> {

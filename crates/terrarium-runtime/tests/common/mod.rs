@@ -1,6 +1,9 @@
 //! Shared by the tests of this crate.
 #![allow(dead_code)]
 
+pub mod archive;
+pub mod watched;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -30,6 +33,11 @@ pub const HYBRID: &str = r#"{"model_type": "nemotron_h", "vocab_size": 97, "hidd
 pub const LLAMA: &str = r#"{"model_type": "llama", "vocab_size": 61, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "intermediate_size": 24, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": true,
     "bos_token_id": 1, "eos_token_id": 2, "torch_dtype": "float32"}"#;
+
+/// Cases of each property: PROPTEST_CASES, or as many as a test run has time for.
+pub fn cases() -> u32 {
+    std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(512)
+}
 
 pub fn device() -> burn::tensor::Device<B> {
     Default::default()

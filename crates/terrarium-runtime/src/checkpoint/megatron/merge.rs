@@ -7,7 +7,7 @@ use burn::tensor::{DType, TensorData};
 
 use crate::Result;
 use crate::error::{CheckpointError, MegatronError};
-use crate::tensors::{ElementType, Entry, MappedFile, stored_tensor, to_dtype};
+use crate::tensors::{ElementType, Entry, MappedFile, as_stored, to_dtype};
 
 /// How the ranks divide a tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,8 +116,8 @@ impl<'a> Merged<'a> {
         if let [(file, entry)] = self.shards[..] {
             return file.tensor(entry);
         }
-        let bytes = self.raw(None)?.into_owned();
-        stored_tensor(bytes, self.element(), self.shape).map_err(|problem| self.error(0, problem))
+        let bytes = self.raw(None)?;
+        as_stored(&bytes, self.element(), self.shape, &mut |_| {}).map_err(|problem| self.error(0, problem))
     }
 
     /// See `Stored::raw`.
@@ -162,7 +162,7 @@ impl<'a> Merged<'a> {
             return Err(self.error(0, format!("has {rows} rows over {tp} ranks, which are not the components {parts:?} divided evenly")));
         }
         let shards: Vec<_> = self.shards.iter().map(|(file, entry)| file.bytes(entry)).collect();
-        let row = if rows == 0 { 0 } else { shards[0].len() * tp / rows };
+        let row = (shards[0].len() * tp).checked_div(rows).unwrap_or(0);
         let mut out = Vec::with_capacity(rows * row);
         let mut from = 0;
         for part in parts {

@@ -64,6 +64,9 @@ impl<'a> Archive<'a> {
             let advice = "it holds a program: load it with torch.jit.load and save its state_dict() with torch.save";
             return Err(torch(TorchError::Format { file: path.to_path_buf(), found: "a TorchScript archive", advice }));
         }
+        if let Some(problem) = directory.compressed.clone() {
+            return Err(container(problem));
+        }
         if let Some(order) = directory.get(&format!("{folder}byteorder"))
             && &map[order.clone()] != b"little"
         {
@@ -84,8 +87,8 @@ impl<'a> Archive<'a> {
             let problem = format!("it holds {} where a dict of tensors is expected", self.pickle.describe(dict));
             return Err(torch(TorchError::Container { file: self.path.to_path_buf(), problem }));
         };
-        let mut header = Header { entries: Vec::with_capacity(pairs.len()), ..Header::default() };
-        let mut seen = HashSet::with_capacity(pairs.len());
+        // Not sized by the pairs, which may be one key over and over.
+        let (mut header, mut seen) = (Header::default(), HashSet::new());
         for (key, value) in pairs {
             let Some(key) = self.pickle.str(key) else {
                 let problem = format!("a key of its dict is {}", self.pickle.describe(key));
@@ -161,11 +164,12 @@ fn torch(error: TorchError) -> crate::Error {
 
 /// The one folder that holds data.pkl.
 fn folder(directory: &Directory) -> Result<String, String> {
-    let mut folders = directory.names().filter_map(|name| name.strip_suffix("data.pkl")).filter(|f| f.ends_with('/'));
-    match (folders.next(), folders.next()) {
-        (Some(folder), None) => Ok(folder.to_string()),
-        (None, _) => Err("it holds no data.pkl: this zip archive was not written by torch.save".into()),
-        (Some(a), Some(b)) => Err(format!("both `{a}data.pkl` and `{b}data.pkl` are there: refused")),
+    let mut folders: Vec<_> = directory.names().filter_map(|name| name.strip_suffix("data.pkl")).filter(|f| f.ends_with('/')).collect();
+    folders.sort_unstable();
+    match folders[..] {
+        [folder] => Ok(folder.to_string()),
+        [] => Err("it holds no data.pkl: this zip archive was not written by torch.save".into()),
+        [a, b, ..] => Err(format!("both `{a}data.pkl` and `{b}data.pkl` are there: refused")),
     }
 }
 

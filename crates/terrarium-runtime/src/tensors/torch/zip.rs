@@ -11,6 +11,9 @@ use std::ops::Range;
 #[derive(Debug, Default)]
 pub(super) struct Directory {
     members: HashMap<String, Range<usize>>,
+    /// Why the archive is refused if it turns out to be one of torch.save: a compressed member. (TorchScript compresses
+    /// its code, and has a message of its own.)
+    pub compressed: Option<String>,
 }
 
 const END: usize = 22;
@@ -30,6 +33,8 @@ struct Place {
 
 struct Central {
     name: String,
+    method: u16,
+    /// Bytes in the archive.
     size: u64,
     local: u64,
     flags: u16,
@@ -40,7 +45,7 @@ impl Directory {
     pub fn read(file: &[u8]) -> Result<Self, String> {
         let place = find_directory(file)?;
         let mut rest = &file[place.range.clone()];
-        let mut members = HashMap::new();
+        let (mut members, mut compressed) = (HashMap::new(), None);
         let mut used: Vec<(usize, usize, String)> = Vec::new();
         while !rest.is_empty() {
             let entry = central_entry(&mut rest)?;
@@ -48,6 +53,11 @@ impl Directory {
             used.push((start, data.end, entry.name.clone()));
             if members.contains_key(&entry.name) {
                 return Err(format!("the member `{}` is there twice: refused", entry.name));
+            }
+            if entry.method != 0 {
+                let (name, method) = (&entry.name, entry.method);
+                compressed
+                    .get_or_insert(format!("the member `{name}` is compressed (method {method}), which torch.save never does: refused"));
             }
             members.insert(entry.name, data);
         }
@@ -60,7 +70,7 @@ impl Directory {
                 return Err(format!("the members `{}` and `{}` overlap: refused", pair[0].2, pair[1].2));
             }
         }
-        Ok(Self { members })
+        Ok(Self { members, compressed })
     }
 
     /// Where a member's bytes are.
@@ -138,18 +148,15 @@ fn central_entry(rest: &mut &[u8]) -> Result<Central, String> {
     if flags & 0x2041 != 0 {
         return refuse("is encrypted".into());
     }
-    if method != 0 {
-        return refuse(format!("is compressed (method {method}), which torch.save never does"));
-    }
     let mut wide = [u64::from(u32_at(head, 24)), u64::from(u32_at(head, 20)), u64::from(u32_at(head, 42))];
     if !widen(&mut wide, &head[CENTRAL + name_len..CENTRAL + name_len + extra_len]) {
         return refuse("has a damaged zip64 field".into());
     }
     let [size, packed, local] = wide;
-    if size != packed {
+    if method == 0 && size != packed {
         return refuse(format!("is stored and claims {packed} bytes for {size}"));
     }
-    Ok(Central { name: name.to_string(), size, local, flags })
+    Ok(Central { name: name.to_string(), method, size: packed, local, flags })
 }
 
 /// Replaces the values that do not fit 32 bits by those of the zip64 field, in its order.
@@ -182,13 +189,13 @@ fn local_entry(file: &[u8], entry: &Central, limit: usize) -> Result<(usize, Ran
     let head = &file[start..limit];
     let (name_len, extra_len) = (usize::from(u16_at(head, 26)), usize::from(u16_at(head, 28)));
     let from = LOCAL + name_len + extra_len;
-    if !head.starts_with(b"PK\x03\x04") || head.get(LOCAL..LOCAL + name_len) != Some(name.as_bytes()) || u16_at(head, 8) != 0 {
+    if !head.starts_with(b"PK\x03\x04") || head.get(LOCAL..LOCAL + name_len) != Some(name.as_bytes()) || u16_at(head, 8) != entry.method {
         return Err(format!("the member `{name}` is another one where its data is: refused"));
     }
     let size = usize::try_from(entry.size).map_err(|_| outside())?;
     let to = from.checked_add(size).filter(|&to| to <= head.len()).ok_or_else(outside)?;
     // With bit 3 the sizes follow the data; 2^32 - 1 says that they are in a zip64 field.
-    let claimed = u64::from(u32_at(head, 22));
+    let claimed = u64::from(u32_at(head, 18));
     if entry.flags & 8 == 0 && claimed != entry.size && claimed != u64::from(u32::MAX) {
         return Err(format!("the member `{name}` claims {} bytes in the directory and {claimed} where it is: refused", entry.size));
     }
