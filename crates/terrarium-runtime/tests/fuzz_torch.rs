@@ -96,22 +96,79 @@ fn number() -> impl Strategy<Value = i64> {
     prop_oneof![6 => 0i64..6, 1 => -3i64..0, 1 => prop::sample::select(vec![i64::MAX, i64::MIN, 1 << 31, 1 << 32, 1 << 33, (1 << 62) + 1, 1 << 61])]
 }
 
+/// Storage, class and elements that belong together; then sometimes not.
+fn storage() -> impl Strategy<Value = (&'static str, &'static str, i64)> {
+    let classes = vec![("FloatStorage", 4), ("HalfStorage", 2), ("ByteStorage", 1), ("BoolStorage", 1), ("DoubleStorage", 8)];
+    let wrong = prop::sample::select(vec!["UntypedStorage", "XStorage", "FloatStorage"]);
+    let right = (prop::sample::select(vec![("0", 16), ("1", 4), ("2", 0)]), prop::sample::select(classes));
+    prop_oneof![
+        6 => right.prop_map(|((key, bytes), (class, width))| (key, class, bytes / width)),
+        1 => (prop::sample::select(vec!["0", "1", "3"]), wrong, number()),
+    ]
+}
+
 fn view() -> impl Strategy<Value = Vec<u8>> {
-    let numbers = || prop::collection::vec(number(), 0..4);
-    let classes = ["FloatStorage", "HalfStorage", "ByteStorage", "BoolStorage", "DoubleStorage", "UntypedStorage", "XStorage"];
-    (
-        prop::sample::select(classes.to_vec()),
-        prop::sample::select(vec!["0", "1", "2"]),
-        prop_oneof![3 => Just(4), 1 => number()],
-        number(),
-        numbers(),
-        numbers(),
-        any::<bool>(),
-    )
-        .prop_map(|(class, storage, elements, offset, shape, strides, dense)| {
+    let dims = || prop_oneof![8 => prop::collection::vec(0i64..4, 0..3), 1 => prop::collection::vec(number(), 0..4)];
+    (storage(), prop_oneof![4 => Just(0), 2 => 0i64..4, 1 => number()], dims(), dims(), any::<bool>()).prop_map(
+        |((storage, class, elements), offset, shape, strides, dense)| {
             let rows: Vec<i64> = (0..shape.len()).map(|d| shape[d + 1..].iter().fold(1i64, |n, &d| n.wrapping_mul(d))).collect();
-            View { class, storage, elements, offset, shape: &shape, strides: if dense { &rows } else { &strides } }.pickle()
-        })
+            // As many strides as dimensions, most of the time.
+            let strides: Vec<i64> = if strides.len() > shape.len() { strides[..shape.len()].to_vec() } else { strides };
+            let strides = if dense || strides.len() < shape.len() { &rows } else { &strides };
+            View { class, storage, elements, offset, shape: &shape, strides }.pickle()
+        },
+    )
+}
+
+fn joined(before: &[u8], parts: &[Vec<u8>], after: &[u8]) -> Vec<u8> {
+    [before, &parts.concat(), after].concat()
+}
+
+/// Values within values, as checkpoints hold them, with memo entries set and read back.
+fn value() -> impl Strategy<Value = Vec<u8>> {
+    let plain = vec![
+        &b"N"[..],
+        b"\x88",
+        b"K\x05",
+        b"G\x3f\xf0\0\0\0\0\0\0",
+        b"C\x02ab",
+        b"cos\nsystem\n",
+        b"ctorch\nbfloat16\n",
+        b"]q\0",
+        b"}q\x01",
+        b"h\0",
+        b"h\x01",
+    ];
+    let leaf = prop_oneof![
+        4 => prop::sample::select(plain).prop_map(<[u8]>::to_vec),
+        2 => number().prop_map(int),
+        2 => prop::sample::select(vec!["a", "swiglu", "release"]).prop_map(text),
+        3 => view(),
+        1 => opcode(),
+    ];
+    leaf.prop_recursive(4, 24, 4, |inner| {
+        let some = || prop::collection::vec(inner.clone(), 0..4);
+        let pairs = prop::collection::vec(
+            (prop::sample::select(vec!["a", "b", "c"]), inner.clone()).prop_map(|(key, value)| [text(key), value].concat()),
+            0..4,
+        );
+        let calls = vec![
+            "cargparse\nNamespace\n",
+            "ctorch\nSize\n",
+            "ccollections\nOrderedDict\n",
+            "cmegatron.core\nKind\n",
+            "ctorch._utils\n_rebuild_parameter\n",
+            "cos\nsystem\n",
+        ];
+        prop_oneof![
+            some().prop_map(|items| joined(b"](", &items, b"e")),
+            some().prop_map(|items| joined(b"(", &items, b"t")),
+            pairs.clone().prop_map(|items| joined(b"}(", &items, b"u")),
+            (prop::sample::select(calls), some()).prop_map(|(call, args)| joined(&[call.as_bytes(), b"("].concat(), &args, b"tR")),
+            pairs.prop_map(|state| joined(b"cargparse\nNamespace\n)R}(", &state, b"ub")),
+            inner.clone().prop_map(|value| [b"ctorch._utils\n_rebuild_parameter\n(", &value[..], b"\x88NtR"].concat()),
+        ]
+    })
 }
 
 /// One opcode with its operand, most of them well formed.
@@ -182,11 +239,11 @@ proptest! {
     }
 
     #[test]
-    fn generated_dicts(views in prop::collection::vec((prop::sample::select(vec!["a", "b", "c", "decoder.layers.1.norm.weight"]), view()), 0..4), nested in any::<bool>()) {
-        let items: Vec<(&str, Vec<u8>)> = views;
+    fn generated_dicts(views in prop::collection::btree_map(prop::sample::select(vec!["a", "b", "decoder.layers.0.norm.weight", "decoder.layers.1.norm.weight"]), prop_oneof![4 => view().boxed(), 1 => value().boxed()], 0..4), args in value(), nested in any::<bool>()) {
+        let items: Vec<(&str, Vec<u8>)> = views.into_iter().collect();
         let pickle = dict(&items);
         let inner = pickle[2..pickle.len() - 1].to_vec();
-        let pickle = if nested { dict(&[("model", inner)]) } else { pickle };
+        let pickle = if nested { dict(&[("args", args), ("model", inner)]) } else { pickle };
         read_bytes(&archive(&pickle, &[("0", &[1; 16]), ("1", &[0; 4]), ("2", &[])]));
     }
 

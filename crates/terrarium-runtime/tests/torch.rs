@@ -254,15 +254,18 @@ fn views_beyond_their_storage_are_refused() {
     }
 }
 
+/// What is done to the members of a good archive.
+type Change<'a> = &'a dyn Fn(&mut Vec<Member>);
+
 #[test]
 fn archives_that_mislead_are_refused() {
     let pickle = dict(&[("w", FOUR.pickle())]);
-    let with = |change: &dyn Fn(&mut Vec<Member>)| {
+    let with = |change: Change| {
         let mut members = members(&pickle, &[("0", &[0; 16])]);
         change(&mut members);
         failure(&zip(&members)).to_string()
     };
-    let cases: [(&dyn Fn(&mut Vec<Member>), &str); 19] = [
+    let cases: [(Change, &str); 19] = [
         (&|m| m[2].method = 8, "`x/data/0` is compressed"),
         (&|m| m[0].method = 8, "`x/data.pkl` is compressed"),
         (&|m| m[2].method = 93, "`x/data/0` is compressed"),
