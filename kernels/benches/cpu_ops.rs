@@ -1,4 +1,4 @@
-//! Times of the operations at the sizes of a 130M-parameter Mamba-2, fast path against reference.
+//! Times of the operations at the sizes of a 130M-parameter Mamba or Mamba-2, fast path against reference.
 //!
 //! `cargo bench -p terrarium-kernels --bench cpu_ops -- [part of a name]`, with `--features` as for the tests.
 
@@ -12,6 +12,7 @@ use terrarium_kernels::causal_conv1d::{ConvArgs, causal_conv1d};
 use terrarium_kernels::linear::linear;
 use terrarium_kernels::path::{KernelChoice, set_choice};
 use terrarium_kernels::rms_norm_gated::{NormArgs, rms_norm_gated};
+use terrarium_kernels::selective_scan::{ScanArgs, selective_scan};
 use terrarium_kernels::ssd::{SsdArgs, SsdOptions, ssd};
 use terrarium_kernels::{KernelBackend, TrainBackend};
 
@@ -84,6 +85,52 @@ fn scan_backward<B: TrainBackend>(l: usize) {
     });
 }
 
+/// Channels and states of the selective scan.
+const SELECTIVE: [usize; 2] = [1536, 16];
+
+fn selective<B: KernelBackend>(l: usize) -> ScanArgs<B> {
+    let [e, n] = SELECTIVE;
+    ScanArgs {
+        u: random([1, l, e]),
+        delta: random([1, l, e]),
+        a: random([e, n]).abs().neg(),
+        b: random([1, l, n]),
+        c: random([1, l, n]),
+        d: Some(random([e])),
+        // As the second half of a projection.
+        z: Some(random([1, l, 2 * e]).narrow(2, e, e)),
+        delta_bias: Some(random([e])),
+        state: Some(random([1, e, n])),
+        segments: None,
+        delta_softplus: true,
+    }
+}
+
+fn per_state(l: usize, ms: f64) {
+    if ms.is_finite() {
+        println!("    {:.3} ns per token, channel and state", ms * 1e6 / (l * SELECTIVE[0] * SELECTIVE[1]) as f64);
+    }
+}
+
+fn selective_backward<B: TrainBackend>(l: usize) {
+    let args = selective::<B>(l);
+    let tracked = |t: Tensor<B, 3>| t.require_grad();
+    let args = ScanArgs {
+        u: tracked(args.u),
+        delta: tracked(args.delta),
+        a: args.a.require_grad(),
+        b: tracked(args.b),
+        c: tracked(args.c),
+        z: args.z.map(tracked),
+        ..args
+    };
+    let weight = random::<B, 3>([1, l, SELECTIVE[0]]);
+    let ms = compare(&format!("selective_scan l={l} e=1536 n=16 forward + backward"), || {
+        let _ = (selective_scan(args.clone()).y * weight.clone()).sum().backward();
+    });
+    per_state(l, ms);
+}
+
 fn conv<B: KernelBackend>(l: usize) -> ConvArgs<B> {
     let (e, k) = (1792, 4);
     let state = Some(random([1, k - 1, e]));
@@ -103,6 +150,15 @@ fn main() {
     }
     scan_backward::<Train>(512);
     scan_backward::<Train>(64);
+    for l in [256, 2048, 64, 16, 4, 1] {
+        let args = selective::<Plain>(l);
+        let ms = compare(&format!("selective_scan l={l} e=1536 n=16 forward"), || {
+            let _ = selective_scan(args.clone());
+        });
+        per_state(l, ms);
+    }
+    selective_backward::<Train>(256);
+    selective_backward::<Train>(2048);
     for l in [512, 1] {
         let args = conv::<Plain>(l);
         compare(&format!("causal_conv1d l={l} e=1792 k=4 forward"), || {

@@ -13,7 +13,7 @@
 use pulp::{Simd, WithSimd};
 
 use super::ScanInput;
-use super::chunks::{Block, CHUNK, Chunk, STATES, Task, Tasks, chunks};
+use super::chunks::{Block, CHUNK, Chunk, STATES, Task, Tasks, chunks, column, splats};
 use crate::cpu::math::{exp2_lanes, sigmoid, silu, silu_with_slope, vectorized};
 use crate::cpu::product::ALIGN;
 use crate::cpu::threads::{Shared, for_each};
@@ -340,17 +340,12 @@ impl WithSimd for Retreat<'_> {
         for first in (0..block.states).step_by(STATES) {
             b_parts[..len * STATES].fill(zero);
             c_parts[..len * STATES].fill(zero);
-            let group = |values: &[f32], t: usize| -> [S::f32s; STATES] {
-                let values: &[f32; STATES] = values[t * block.states + first..].first_chunk().expect("whole groups of states");
-                values.map(|value| simd.splat_f32s(value))
-            };
             for lane in 0..stride {
-                let at = |j: usize| (first + j) * stride + lane;
-                let rate: [S::f32s; STATES] = std::array::from_fn(|j| rates[at(j)]);
-                let mut h: [S::f32s; STATES] = std::array::from_fn(|j| state[at(j)]);
+                let rate = column(rates, stride, first, lane);
+                let mut h = column(state, stride, first, lane);
                 for t in 0..len {
                     let row = t * stride + lane;
-                    let b = group(&block.b, t);
+                    let b = splats(simd, &block.b, t * block.states + first);
                     for j in 0..STATES {
                         let decay = exp2_lanes(simd, simd.mul_f32s(step[row], rate[j]));
                         let past = simd.mul_f32s(decay, h[j]);
@@ -359,17 +354,18 @@ impl WithSimd for Retreat<'_> {
                         pasts[t * STATES + j] = past;
                     }
                     if gated {
-                        let c = group(&block.c, t);
+                        let c = splats(simd, &block.c, t * block.states + first);
                         for j in 0..STATES {
                             read[row] = simd.mul_add_f32s(h[j], c[j], read[row]);
                         }
                     }
                 }
-                let mut later: [S::f32s; STATES] = std::array::from_fn(|j| grads[at(j)]);
-                let mut drate: [S::f32s; STATES] = std::array::from_fn(|j| drates[at(j)]);
+                let mut later = column(grads, stride, first, lane);
+                let mut drate = column(drates, stride, first, lane);
                 for t in (0..len).rev() {
                     let row = t * stride + lane;
-                    let (b, c) = (group(&block.b, t), group(&block.c, t));
+                    let b = splats(simd, &block.b, t * block.states + first);
+                    let c = splats(simd, &block.c, t * block.states + first);
                     let (mut fed_sum, mut log_sum) = (dfed[row], dlog[row]);
                     for j in 0..STATES {
                         let kept = t * STATES + j;
@@ -387,8 +383,8 @@ impl WithSimd for Retreat<'_> {
                     dlog[row] = log_sum;
                 }
                 for j in 0..STATES {
-                    grads[at(j)] = later[j];
-                    drates[at(j)] = drate[j];
+                    grads[(first + j) * stride + lane] = later[j];
+                    drates[(first + j) * stride + lane] = drate[j];
                 }
             }
             for t in 0..len {

@@ -180,29 +180,49 @@ impl<const READ: bool> WithSimd for Advance<'_, READ> {
         let read = S::as_mut_simd_f32s(&mut block.read).0;
         for first in (0..block.states).step_by(STATES) {
             for lane in 0..stride {
-                let at = |j: usize| (first + j) * stride + lane;
-                let rate: [S::f32s; STATES] = std::array::from_fn(|j| rates[at(j)]);
-                let mut h: [S::f32s; STATES] = std::array::from_fn(|j| state[at(j)]);
+                let rate = column(rates, stride, first, lane);
+                let mut h = column(state, stride, first, lane);
                 for t in 0..len {
                     let (step, fed) = (step[t * stride + lane], fed[t * stride + lane]);
-                    let b: &[f32; STATES] = block.b[t * block.states + first..].first_chunk().expect("whole groups of states");
+                    let b = splats(simd, &block.b, t * block.states + first);
                     for j in 0..STATES {
                         let decay = exp2_lanes(simd, simd.mul_f32s(step, rate[j]));
-                        h[j] = simd.mul_add_f32s(fed, simd.splat_f32s(b[j]), simd.mul_f32s(decay, h[j]));
+                        h[j] = simd.mul_add_f32s(fed, b[j], simd.mul_f32s(decay, h[j]));
                     }
                     if READ {
-                        let c: &[f32; STATES] = block.c[t * block.states + first..].first_chunk().expect("whole groups of states");
+                        let c = splats(simd, &block.c, t * block.states + first);
                         let mut sum = read[t * stride + lane];
                         for j in 0..STATES {
-                            sum = simd.mul_add_f32s(h[j], simd.splat_f32s(c[j]), sum);
+                            sum = simd.mul_add_f32s(h[j], c[j], sum);
                         }
                         read[t * stride + lane] = sum;
                     }
                 }
                 for j in 0..STATES {
-                    state[at(j)] = h[j];
+                    state[(first + j) * stride + lane] = h[j];
                 }
             }
         }
     }
+}
+
+/// A token's values for a group of states, each in every lane. `values` is `[q, n]`
+#[inline(always)]
+pub(super) fn splats<S: Simd>(simd: S, values: &[f32], at: usize) -> [S::f32s; STATES] {
+    let values: &[f32; STATES] = values[at..].first_chunk().expect("whole groups of states");
+    let mut lanes = [simd.splat_f32s(0.0); STATES];
+    for (lanes, value) in lanes.iter_mut().zip(values) {
+        *lanes = simd.splat_f32s(*value);
+    }
+    lanes
+}
+
+/// Rows `first..` of a matrix in one column of vectors.
+#[inline(always)]
+pub(super) fn column<V: Copy>(matrix: &[V], stride: usize, first: usize, lane: usize) -> [V; STATES] {
+    let mut values = [matrix[first * stride + lane]; STATES];
+    for (j, value) in values.iter_mut().enumerate() {
+        *value = matrix[(first + j) * stride + lane];
+    }
+    values
 }

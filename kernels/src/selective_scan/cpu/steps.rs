@@ -68,18 +68,24 @@ impl WithSimd for Step<'_> {
             let fed = simd.splat_f32s(self.fed[i]);
             let (rates, rates_tail) = S::as_simd_f32s(&self.rates[i * n..][..n]);
             let (state, state_tail) = S::as_mut_simd_f32s(&mut self.state[i * n..][..n]);
-            let next = |h, a, b| simd.mul_add_f32s(fed, b, simd.mul_f32s(h, exp2_lanes(simd, simd.mul_f32s(step, a))));
             let mut sum = simd.splat_f32s(0.0);
             for (((h, &a), &b), &c) in state.iter_mut().zip(rates).zip(b).zip(c) {
-                *h = next(*h, a, b);
+                *h = next(simd, *h, simd.mul_f32s(step, a), simd.mul_f32s(fed, b));
                 sum = simd.mul_add_f32s(*h, c, sum);
             }
             if !state_tail.is_empty() {
-                let h = next(simd.partial_load_f32s(state_tail), simd.partial_load_f32s(rates_tail), b_tail);
+                let (h, a) = (simd.partial_load_f32s(state_tail), simd.partial_load_f32s(rates_tail));
+                let h = next(simd, h, simd.mul_f32s(step, a), simd.mul_f32s(fed, b_tail));
                 simd.partial_store_f32s(state_tail, h);
                 sum = simd.mul_add_f32s(h, c_tail, sum);
             }
             *read = simd.reduce_sum_f32s(sum);
         }
     }
+}
+
+/// `2^log h + fed`.
+#[inline(always)]
+fn next<S: Simd>(simd: S, h: S::f32s, log: S::f32s, fed: S::f32s) -> S::f32s {
+    simd.mul_add_f32s(h, exp2_lanes(simd, log), fed)
 }
