@@ -26,7 +26,7 @@ pub use error::{
     TokenizerError, TorchError,
 };
 pub use generate::{Finish, GenerateOptions, Generated, Piece, Row, Timings, generate, prompt_ids};
-pub use hub::{Files, HubOptions, Progress, RepoId, Resolved, resolve};
+pub use hub::{Files, HubOptions, Progress, RemoteFile, RepoId, Resolved, remote_headers, resolve};
 pub use sampling::{Sampler, Sampling};
 pub use score::{Score, ScoreInput, ScoreOptions, score};
 pub use tensors::{read_safetensors, write_safetensors};
