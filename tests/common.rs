@@ -39,6 +39,20 @@ pub fn configs() -> Vec<DecoderConfig> {
             "mamba_chunk_size":8}"#,
         r#"{"model_type":"llama","vocab_size":61,"hidden_size":24,"num_hidden_layers":2,"num_attention_heads":6,"num_key_value_heads":2,
             "head_dim":4,"intermediate_size":40,"tie_word_embeddings":true}"#,
+        r#"{"model_type":"mamba","vocab_size":61,"hidden_size":24,"num_hidden_layers":2,"state_size":5,"time_step_rank":3}"#,
+        r#"{"model_type":"gpt_neox","vocab_size":61,"hidden_size":24,"num_hidden_layers":2,"num_attention_heads":3,
+            "intermediate_size":40,"rotary_pct":0.25}"#,
+        r#"{"model_type":"granitemoehybrid","vocab_size":61,"hidden_size":24,"num_hidden_layers":3,"num_local_experts":0,
+            "layer_types":["mamba","attention","mamba"],"num_attention_heads":6,"num_key_value_heads":3,"shared_intermediate_size":40,
+            "mamba_n_heads":6,"mamba_d_head":8,"mamba_n_groups":1,"mamba_d_state":7,"mamba_chunk_size":8,"embedding_multiplier":3.0,
+            "residual_multiplier":0.5,"attention_multiplier":0.25,"logits_scaling":2.0,"tie_word_embeddings":true}"#,
+        r#"{"model_type":"nemotron","vocab_size":61,"hidden_size":24,"num_hidden_layers":2,"num_attention_heads":6,
+            "num_key_value_heads":2,"head_dim":4,"intermediate_size":40}"#,
+        r#"{"d_model":24,"n_layer":3,"vocab_size":61,"pad_vocab_size_multiple":1,"ssm_cfg":{"layer":"Mamba2","headdim":8,"d_state":7},
+            "attn_layer_idx":[1],"attn_cfg":{"num_heads":3,"head_dim":10,"d_conv":4,"rotary_emb_dim":4,"qkv_proj_bias":false,
+            "out_proj_bias":false}}"#,
+        r#"{"d_model":24,"d_intermediate":40,"n_layer":2,"vocab_size":61,"pad_vocab_size_multiple":1,"attn_layer_idx":[1],
+            "attn_cfg":{"num_heads":4,"num_heads_kv":2,"head_dim":6,"rotary_emb_dim":4}}"#,
     ];
     texts.into_iter().map(|text| DecoderConfig::from_json(text).unwrap()).collect()
 }

@@ -3,6 +3,7 @@
 mod adapters;
 mod architecture;
 mod common;
+mod layouts;
 mod packing;
 mod parity;
 mod streaming;

@@ -11,7 +11,7 @@ use terrarium::runtime::{LoadOptions, load, read_safetensors};
 use crate::common::*;
 
 /// Committed fixtures, or those in `TERRARIUM_FIXTURES`.
-fn directories() -> Vec<PathBuf> {
+pub fn directories() -> Vec<PathBuf> {
     let root = std::env::var_os("TERRARIUM_FIXTURES").map_or_else(fixtures, PathBuf::from);
     let mut found: Vec<PathBuf> = std::fs::read_dir(&root)
         .unwrap()
@@ -57,7 +57,7 @@ fn copy(from: &Path, to: &Path) {
 }
 
 /// What the fixture's configuration does not hold: the arguments of old Megatron runs lack sizes of the Mamba layers.
-fn options(fixture: &Path) -> LoadOptions {
+pub fn options(fixture: &Path) -> LoadOptions {
     let mut options = LoadOptions::default();
     if fixture.join("release").exists() {
         let text = std::fs::read_to_string(fixture.join("expected.json")).unwrap();

@@ -294,9 +294,21 @@ impl DecoderConfig {
         if self.family.in_transformers() {
             return Ok(self.clone());
         }
-        let candidates = || families::families().iter().copied().filter(|family| family.in_transformers());
-        let names = || candidates().map(|family| family.name()).collect::<Vec<_>>().join(", ");
-        candidates().find_map(|family| self.in_family(family).ok()).ok_or_else(|| self.no_equal(&names()))
+        self.in_one_of(|family| family.in_transformers())
+    }
+
+    /// The same model in the layout of its authors' package, which transformers does not open.
+    ///
+    /// # Errors
+    /// [`ConfigError::NoEqual`] when that has no such model.
+    pub fn in_native(&self) -> Result<Self, ConfigError> {
+        self.in_one_of(|family| !family.in_transformers() && family.has_file())
+    }
+
+    fn in_one_of(&self, wanted: impl Fn(&dyn Family) -> bool) -> Result<Self, ConfigError> {
+        let candidates: Vec<_> = families::families().iter().copied().filter(|family| wanted(*family)).collect();
+        let names = || candidates.iter().map(|family| family.name()).collect::<Vec<_>>().join(", ");
+        candidates.iter().find_map(|family| self.in_family(*family).ok()).ok_or_else(|| self.no_equal(&names()))
     }
 
     fn no_equal(&self, to: &str) -> ConfigError {

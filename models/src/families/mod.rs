@@ -162,6 +162,11 @@ pub trait Family: Sync {
         true
     }
 
+    /// True when a configuration file is part of the layout.
+    fn has_file(&self) -> bool {
+        true
+    }
+
     /// Published models.
     fn presets(&self) -> Vec<Preset> {
         vec![]

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use burn::tensor::DType;
 use serde_json::Value;
 use terrarium_kernels::KernelBackend;
-use terrarium_models::families::mamba_ssm::MambaSsm;
 use terrarium_models::{Decoder, DecoderConfig};
 
 use super::card::card;
@@ -28,21 +27,20 @@ pub enum Layout {
     Auto,
     /// What transformers opens; an error where it has no such model.
     HuggingFace,
-    /// The one the model came in (mamba_ssm's for Megatron checkpoints).
+    /// The one the model came in; as `Auto` for one that has no configuration file (Megatron's).
     Own,
-    /// The keys of the mamba_ssm package.
-    MambaSsm,
+    /// The keys of the mamba_ssm package, the papers' own.
+    Native,
 }
 
 impl Layout {
     /// The model's configuration in this layout.
     fn of(self, config: &DecoderConfig) -> Result<DecoderConfig> {
-        static MAMBA_SSM: MambaSsm = MambaSsm;
         let target = match self {
-            Self::Auto => config.in_transformers().or_else(|_| config.in_family(&MAMBA_SSM)),
+            Self::Own if config.family.has_file() => Ok(config.clone()),
+            Self::Own | Self::Auto => config.in_transformers().or_else(|_| config.in_native()),
             Self::HuggingFace => config.in_transformers(),
-            Self::Own if config.family.name() != "megatron" => Ok(config.clone()),
-            Self::Own | Self::MambaSsm => config.in_family(&MAMBA_SSM),
+            Self::Native => config.in_native(),
         };
         target.map_err(|error| AdapterError::Model(format!("cannot save the model: {error}; --layout chooses another")).into())
     }

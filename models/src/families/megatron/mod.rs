@@ -139,6 +139,10 @@ impl Family for Megatron {
         false
     }
 
+    fn has_file(&self) -> bool {
+        false
+    }
+
     fn presets(&self) -> Vec<Preset> {
         presets::presets()
     }
