@@ -2,6 +2,7 @@
 
 mod adapters;
 mod architecture;
+mod big;
 mod common;
 mod layouts;
 mod packing;
