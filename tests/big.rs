@@ -8,22 +8,26 @@ use std::time::{Duration, Instant};
 use serde_json::{Map, json};
 use terrarium::burn::tensor::DType;
 use terrarium::models::DecoderConfig;
-use terrarium::runtime::{Checkpoint, load_layer};
+use terrarium::runtime::{Checkpoint, LoadOptions, Precision, load, load_layer};
 
 use crate::common::*;
 
 /// 4.1 billion parameters.
-const CONFIG: &str = r#"{"model_type":"llama","vocab_size":32000,"hidden_size":4096,"num_hidden_layers":22,"num_attention_heads":32,
+const LARGE: &str = r#"{"model_type":"llama","vocab_size":32000,"hidden_size":4096,"num_hidden_layers":22,"num_attention_heads":32,
     "num_key_value_heads":8,"intermediate_size":11008,"tie_word_embeddings":false}"#;
 
-/// A header as the configuration asks for, and behind it a hole.
-fn write_sparse(dir: &Path) -> u64 {
-    std::fs::write(dir.join("config.json"), CONFIG).unwrap();
+/// 0.1 billion parameters.
+const SMALL: &str = r#"{"model_type":"mamba2","vocab_size":16000,"hidden_size":1024,"num_hidden_layers":12,"num_heads":32,"n_groups":1,
+    "tie_word_embeddings":true}"#;
+
+/// A header as the configuration asks for, and behind it a hole. Returns the length of the file.
+fn write_sparse(dir: &Path, config: &str, dtype: &str, size: u64) -> u64 {
+    std::fs::write(dir.join("config.json"), config).unwrap();
     let mut header = Map::new();
     let mut offset = 0u64;
-    for entry in DecoderConfig::from_json(CONFIG).unwrap().table().entries {
-        let end = offset + 4 * entry.len() as u64;
-        header.insert(entry.key, json!({ "dtype": "F32", "shape": entry.shape, "data_offsets": [offset, end] }));
+    for entry in DecoderConfig::from_json(config).unwrap().table().entries {
+        let end = offset + size * entry.len() as u64;
+        header.insert(entry.key, json!({ "dtype": dtype, "shape": entry.shape, "data_offsets": [offset, end] }));
         offset = end;
     }
     let text = serde_json::to_vec(&header).unwrap();
@@ -48,7 +52,7 @@ fn peak() -> Option<u64> {
 #[test]
 fn sixteen_gigabytes_open_at_once_and_give_one_layer() {
     let dir = tempfile::tempdir().unwrap();
-    let length = write_sparse(dir.path());
+    let length = write_sparse(dir.path(), LARGE, "F32", 4);
     assert!(length > 16_000_000_000, "{length}");
     peak();
     let before = peak();
@@ -74,4 +78,34 @@ fn sixteen_gigabytes_open_at_once_and_give_one_layer() {
         _ => println!("this system does not tell peak memory: not checked"),
     }
     drop(layer);
+}
+
+/// Loading holds the model and the tensor at hand, not the file beside it. `TERRARIUM_BIG` names a checkpoint to try instead.
+#[test]
+fn loading_takes_little_more_memory_than_the_model() {
+    let sparse = tempfile::tempdir().unwrap();
+    let given = std::env::var_os("TERRARIUM_BIG").map(std::path::PathBuf::from);
+    let dir = given.as_deref().unwrap_or(sparse.path());
+    if given.is_none() {
+        write_sparse(dir, SMALL, "BF16", 2);
+    }
+    for precision in [Precision::F32, Precision::Bf16] {
+        peak();
+        let before = peak();
+        let loaded = match load::<B>(dir, &LoadOptions { precision, ..LoadOptions::default() }, &device()) {
+            Ok(loaded) => loaded,
+            Err(error) => {
+                assert!(error.to_string().contains("use --dtype f32"), "{error}");
+                continue;
+            }
+        };
+        let bytes = (loaded.config.parameters() * loaded.dtype.size()) as u64;
+        let (Some(before), Some(after)) = (before, peak()) else {
+            println!("this system does not tell peak memory: not checked");
+            return;
+        };
+        let took = after - before.min(after);
+        println!("{:?}: {took} bytes at most for {bytes} bytes of weights: {:.3}", loaded.dtype, took as f64 / bytes as f64);
+        assert!(took as f64 <= 1.15 * bytes as f64);
+    }
 }

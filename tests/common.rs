@@ -7,16 +7,18 @@ use terrarium::burn::backend::Autodiff;
 use terrarium::burn::module::{ModuleVisitor, Param};
 use terrarium::burn::tensor::backend::{AutodiffBackend, Backend};
 use terrarium::burn::tensor::{DType, Int, Tensor, TensorData};
-use terrarium::kernels::backend::CpuBackend;
 use terrarium::models::params::PathTracker;
 use terrarium::models::{Decoder, DecoderConfig};
 
 /// The backend under test.
-pub type B = CpuBackend;
+#[cfg(not(feature = "vulkan"))]
+pub type B = terrarium::kernels::backend::CpuBackend;
+#[cfg(feature = "vulkan")]
+pub type B = terrarium::burn::backend::Vulkan<f32, i32>;
 /// Its device.
 pub type Device = <B as terrarium::burn::tensor::backend::BackendTypes>::Device;
 /// The same with gradients.
-pub type A = Autodiff<CpuBackend>;
+pub type A = Autodiff<B>;
 
 pub fn device() -> Device {
     Default::default()
