@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use terrarium::burn::module::AutodiffModule;
 use terrarium::burn::tensor::{Int, Tensor, TensorData};
 use terrarium::models::{Decoder, DecoderConfig, Layout, WeightEntry};
-use terrarium::runtime::{LoadOptions, load, read_safetensors};
+use terrarium::runtime::{LoadOptions, Precision, load, read_safetensors};
 
 use crate::common::*;
 
@@ -157,4 +157,32 @@ fn logits_greedy_paths_and_gradients_equal_the_reference() {
         }
     }
     assert!(with_gradients + half > 0, "no fixture had gradients");
+}
+
+/// Weights, activations and products in half precision, states and norms in float32: close, in every family.
+#[test]
+fn half_precision_computes_nearly_the_same() {
+    for (precision, tolerance) in [(Precision::Bf16, 0.08), (Precision::F16, 0.01)] {
+        for fixture in directories().into_iter().filter(|fixture| fixture.to_string_lossy().ends_with("s17")) {
+            let what = format!("{} in {precision:?}", fixture.file_name().unwrap().to_string_lossy());
+            let loaded = match load::<B>(&fixture, &LoadOptions { precision, ..options(&fixture) }, &device()) {
+                Ok(loaded) => loaded,
+                Err(error) => {
+                    assert!(error.to_string().contains("use --dtype f32"), "{what}: {error}");
+                    println!("{what}: not computed in by this backend");
+                    continue;
+                }
+            };
+            let expected = arrays(&fixture.join("expected.safetensors"));
+            let ids = &expected["input_ids"];
+            let shape = [ids.shape[0], ids.shape[1]];
+            let ids: Vec<i32> = ids.iter::<i32>().collect();
+            let (logits, _) = loaded.model.forward(tensor(&ids, shape, &device()), None, &Layout::full(shape[0], shape[1]));
+            let truth: Vec<f32> = expected["logits_f64"].iter::<f32>().collect();
+            let found = floats(logits);
+            let worst = found.iter().zip(&truth).map(|(f, t)| (f - t).abs()).fold(0.0, f32::max);
+            println!("{what}: within {worst:.1e}");
+            assert_close(&what, &found, &truth, tolerance);
+        }
+    }
 }

@@ -150,6 +150,20 @@ mod tests {
     }
 
     #[test]
+    fn real_s4d_rows_count_from_one() {
+        let spec = ParamSpec::new("a_log", [3, 4], ParamInit::S4dReal);
+        let a: Vec<f32> = RandomSource::new(3).param(&spec).iter::<f32>().map(f32::exp).collect();
+        assert!(a.chunks(4).all(|row| row.iter().zip([1.0, 2.0, 3.0, 4.0]).all(|(a, n)| (a - n).abs() < 1e-5)), "{a:?}");
+    }
+
+    #[test]
+    fn pythia_starts_small_and_its_outputs_smaller() {
+        let scale = InitScale { scheme: Init::SmallWang, blocks: 12, width: 768 };
+        assert_eq!(scale.linear(3072), ParamInit::Normal { std: (2.0f32 / (5.0 * 768.0)).sqrt() });
+        assert_eq!(scale.output(3072, false), ParamInit::Normal { std: 2.0 / (12.0 * 768f32.sqrt()) });
+    }
+
+    #[test]
     fn normal_has_its_deviation_and_seeds_differ_by_path() {
         let values = sample(ParamInit::Normal { std: 0.02 });
         let std = (values.iter().map(|v| v * v).sum::<f32>() / values.len() as f32).sqrt();
