@@ -13,7 +13,7 @@
 use pulp::{Simd, WithSimd};
 
 use super::ScanInput;
-use super::chunks::{Block, CHUNK, Chunk, STATES, Task, Tasks, chunks, column, splats};
+use super::chunks::{Block, CHUNK, Chunk, STATES, Task, Tasks, chunks, column, set_column, splats};
 use crate::cpu::math::{exp2_lanes, sigmoid, silu, silu_with_slope, vectorized};
 use crate::cpu::product::ALIGN;
 use crate::cpu::threads::{Shared, for_each};
@@ -326,71 +326,76 @@ impl WithSimd for Retreat<'_> {
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { block, back, state, len, gated } = self;
         let stride = block.width / S::F32_LANES;
+        let groups = block.states / STATES;
         let (step, fed) = (S::as_simd_f32s(&block.step).0, S::as_simd_f32s(&block.fed).0);
         let (rates, state) = (S::as_simd_f32s(&block.rates).0, S::as_simd_f32s(state).0);
+        let (b, c) = (block.b.as_chunks().0, block.c.as_chunks().0);
         let read = S::as_mut_simd_f32s(&mut block.read).0;
         let (grads, drates) = (S::as_mut_simd_f32s(&mut back.grads).0, S::as_mut_simd_f32s(&mut back.rates).0);
         let v = S::as_simd_f32s(&back.read).0;
         let (dfed, dlog) = (S::as_mut_simd_f32s(&mut back.fed).0, S::as_mut_simd_f32s(&mut back.log).0);
-        let (decays, pasts) = (S::as_mut_simd_f32s(&mut back.decay).0, S::as_mut_simd_f32s(&mut back.past).0);
-        let (b_parts, c_parts) = (S::as_mut_simd_f32s(&mut back.b_parts).0, S::as_mut_simd_f32s(&mut back.c_parts).0);
+        let decays = &mut S::as_mut_simd_f32s(&mut back.decay).0.as_chunks_mut::<STATES>().0[..len];
+        let pasts = &mut S::as_mut_simd_f32s(&mut back.past).0.as_chunks_mut::<STATES>().0[..len];
+        let b_parts = &mut S::as_mut_simd_f32s(&mut back.b_parts).0.as_chunks_mut::<STATES>().0[..len];
+        let c_parts = &mut S::as_mut_simd_f32s(&mut back.c_parts).0.as_chunks_mut::<STATES>().0[..len];
+        let (db, dc) = (back.b.as_chunks_mut::<STATES>().0, back.c.as_chunks_mut::<STATES>().0);
         let zero = simd.splat_f32s(0.0);
         dfed[..len * stride].fill(zero);
         dlog[..len * stride].fill(zero);
-        for first in (0..block.states).step_by(STATES) {
-            b_parts[..len * STATES].fill(zero);
-            c_parts[..len * STATES].fill(zero);
+        for group in 0..groups {
+            b_parts.fill([zero; STATES]);
+            c_parts.fill([zero; STATES]);
             for lane in 0..stride {
-                let rate = column(rates, stride, first, lane);
-                let mut h = column(state, stride, first, lane);
+                let rate = column(rates, stride, group, lane);
+                let mut h = column(state, stride, group, lane);
                 for t in 0..len {
                     let row = t * stride + lane;
-                    let b = splats(simd, &block.b, t * block.states + first);
+                    let (step, fed, b) = (step[row], fed[row], splats(simd, &b[t * groups + group]));
                     for j in 0..STATES {
-                        let decay = exp2_lanes(simd, simd.mul_f32s(step[row], rate[j]));
+                        let decay = exp2_lanes(simd, simd.mul_f32s(step, rate[j]));
                         let past = simd.mul_f32s(decay, h[j]);
-                        h[j] = simd.mul_add_f32s(fed[row], b[j], past);
-                        decays[t * STATES + j] = decay;
-                        pasts[t * STATES + j] = past;
+                        h[j] = simd.mul_add_f32s(fed, b[j], past);
+                        decays[t][j] = decay;
+                        pasts[t][j] = past;
                     }
                     if gated {
-                        let c = splats(simd, &block.c, t * block.states + first);
+                        let c = splats(simd, &c[t * groups + group]);
+                        let mut sum = read[row];
                         for j in 0..STATES {
-                            read[row] = simd.mul_add_f32s(h[j], c[j], read[row]);
+                            sum = simd.mul_add_f32s(h[j], c[j], sum);
                         }
+                        read[row] = sum;
                     }
                 }
-                let mut later = column(grads, stride, first, lane);
-                let mut drate = column(drates, stride, first, lane);
+                let mut later = column(grads, stride, group, lane);
+                let mut drate = column(drates, stride, group, lane);
                 for t in (0..len).rev() {
                     let row = t * stride + lane;
-                    let b = splats(simd, &block.b, t * block.states + first);
-                    let c = splats(simd, &block.c, t * block.states + first);
+                    let (step, fed, v) = (step[row], fed[row], v[row]);
+                    let (b, c) = (splats(simd, &b[t * groups + group]), splats(simd, &c[t * groups + group]));
                     let (mut fed_sum, mut log_sum) = (dfed[row], dlog[row]);
+                    let (decay, past, b_part, c_part) = (&decays[t], &pasts[t], &mut b_parts[t], &mut c_parts[t]);
                     for j in 0..STATES {
-                        let kept = t * STATES + j;
-                        let g = simd.mul_add_f32s(v[row], c[j], later[j]);
-                        let h = simd.mul_add_f32s(fed[row], b[j], pasts[kept]);
-                        c_parts[kept] = simd.mul_add_f32s(v[row], h, c_parts[kept]);
-                        b_parts[kept] = simd.mul_add_f32s(g, fed[row], b_parts[kept]);
+                        let g = simd.mul_add_f32s(v, c[j], later[j]);
+                        let h = simd.mul_add_f32s(fed, b[j], past[j]);
+                        c_part[j] = simd.mul_add_f32s(v, h, c_part[j]);
+                        b_part[j] = simd.mul_add_f32s(g, fed, b_part[j]);
                         fed_sum = simd.mul_add_f32s(g, b[j], fed_sum);
-                        let through = simd.mul_f32s(g, pasts[kept]);
-                        drate[j] = simd.mul_add_f32s(through, step[row], drate[j]);
+                        let through = simd.mul_f32s(g, past[j]);
+                        drate[j] = simd.mul_add_f32s(through, step, drate[j]);
                         log_sum = simd.mul_add_f32s(through, rate[j], log_sum);
-                        later[j] = simd.mul_f32s(decays[kept], g);
+                        later[j] = simd.mul_f32s(decay[j], g);
                     }
                     dfed[row] = fed_sum;
                     dlog[row] = log_sum;
                 }
-                for j in 0..STATES {
-                    grads[(first + j) * stride + lane] = later[j];
-                    drates[(first + j) * stride + lane] = drate[j];
-                }
+                set_column(grads, stride, group, lane, later);
+                set_column(drates, stride, group, lane, drate);
             }
             for t in 0..len {
                 for j in 0..STATES {
-                    back.b[t * block.states + first + j] = simd.reduce_sum_f32s(b_parts[t * STATES + j]);
-                    back.c[t * block.states + first + j] = simd.reduce_sum_f32s(c_parts[t * STATES + j]);
+                    db[t * groups + group][j] = simd.reduce_sum_f32s(b_parts[t][j]);
+                    dc[t * groups + group][j] = simd.reduce_sum_f32s(c_parts[t][j]);
                 }
             }
         }

@@ -175,41 +175,40 @@ impl<const READ: bool> WithSimd for Advance<'_, READ> {
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { block, state, len } = self;
         let stride = block.width / S::F32_LANES;
+        let groups = block.states / STATES;
         let (step, fed) = (S::as_simd_f32s(&block.step).0, S::as_simd_f32s(&block.fed).0);
         let (rates, state) = (S::as_simd_f32s(&block.rates).0, S::as_mut_simd_f32s(state).0);
+        let (b, c) = (block.b.as_chunks().0, block.c.as_chunks().0);
         let read = S::as_mut_simd_f32s(&mut block.read).0;
-        for first in (0..block.states).step_by(STATES) {
+        for group in 0..groups {
             for lane in 0..stride {
-                let rate = column(rates, stride, first, lane);
-                let mut h = column(state, stride, first, lane);
+                let rate = column(rates, stride, group, lane);
+                let mut h = column(state, stride, group, lane);
                 for t in 0..len {
-                    let (step, fed) = (step[t * stride + lane], fed[t * stride + lane]);
-                    let b = splats(simd, &block.b, t * block.states + first);
+                    let row = t * stride + lane;
+                    let (step, fed, b) = (step[row], fed[row], splats(simd, &b[t * groups + group]));
                     for j in 0..STATES {
                         let decay = exp2_lanes(simd, simd.mul_f32s(step, rate[j]));
                         h[j] = simd.mul_add_f32s(fed, b[j], simd.mul_f32s(decay, h[j]));
                     }
                     if READ {
-                        let c = splats(simd, &block.c, t * block.states + first);
-                        let mut sum = read[t * stride + lane];
+                        let c = splats(simd, &c[t * groups + group]);
+                        let mut sum = read[row];
                         for j in 0..STATES {
                             sum = simd.mul_add_f32s(h[j], c[j], sum);
                         }
-                        read[t * stride + lane] = sum;
+                        read[row] = sum;
                     }
                 }
-                for j in 0..STATES {
-                    state[(first + j) * stride + lane] = h[j];
-                }
+                set_column(state, stride, group, lane, h);
             }
         }
     }
 }
 
-/// A token's values for a group of states, each in every lane. `values` is `[q, n]`
+/// Each value in every lane.
 #[inline(always)]
-pub(super) fn splats<S: Simd>(simd: S, values: &[f32], at: usize) -> [S::f32s; STATES] {
-    let values: &[f32; STATES] = values[at..].first_chunk().expect("whole groups of states");
+pub(super) fn splats<S: Simd>(simd: S, values: &[f32; STATES]) -> [S::f32s; STATES] {
     let mut lanes = [simd.splat_f32s(0.0); STATES];
     for (lanes, value) in lanes.iter_mut().zip(values) {
         *lanes = simd.splat_f32s(*value);
@@ -217,12 +216,21 @@ pub(super) fn splats<S: Simd>(simd: S, values: &[f32], at: usize) -> [S::f32s; S
     lanes
 }
 
-/// Rows `first..` of a matrix in one column of vectors.
+/// A group of states in one column of vectors of a matrix `[n, stride]`.
 #[inline(always)]
-pub(super) fn column<V: Copy>(matrix: &[V], stride: usize, first: usize, lane: usize) -> [V; STATES] {
-    let mut values = [matrix[first * stride + lane]; STATES];
+pub(super) fn column<V: Copy>(matrix: &[V], stride: usize, group: usize, lane: usize) -> [V; STATES] {
+    let first = group * STATES * stride + lane;
+    let mut values = [matrix[first]; STATES];
     for (j, value) in values.iter_mut().enumerate() {
-        *value = matrix[(first + j) * stride + lane];
+        *value = matrix[first + j * stride];
     }
     values
+}
+
+/// The reverse of [`column`].
+#[inline(always)]
+pub(super) fn set_column<V: Copy>(matrix: &mut [V], stride: usize, group: usize, lane: usize, values: [V; STATES]) {
+    for (j, value) in values.into_iter().enumerate() {
+        matrix[(group * STATES + j) * stride + lane] = value;
+    }
 }
