@@ -90,6 +90,7 @@ pub(crate) fn softplus(x: f32) -> f32 {
 pub(crate) fn exp2_lanes<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits; 127 more make it a biased exponent.
     const ROUND: f32 = 12_582_912.0 + 127.0;
+    #[allow(clippy::approx_constant, reason = "fitted on -0.5..0.5")]
     const POLY: [f32; 4] = [9.671_513e-3, 5.550_733_6e-2, 2.402_224_2e-1, 6.931_47e-1];
     let splat = |value: f32| simd.splat_f32s(value);
     let bounded = simd.min_f32s(splat(127.0), simd.max_f32s(splat(-127.0), x));
