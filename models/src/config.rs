@@ -291,24 +291,25 @@ impl DecoderConfig {
     /// # Errors
     /// [`ConfigError::NoEqual`] when there is none.
     pub fn in_transformers(&self) -> Result<Self, ConfigError> {
-        if self.family.in_transformers() {
-            return Ok(self.clone());
-        }
-        self.in_one_of(|family| family.in_transformers())
+        self.in_first(|family| family.in_transformers() && family.writable())
     }
 
-    /// The same model in the layout of its authors' package, which transformers does not open.
+    /// The same model in a layout of its authors that can be written and that transformers does not open: its own, or the
+    /// first that can say what it is.
     ///
     /// # Errors
-    /// [`ConfigError::NoEqual`] when that has no such model.
+    /// [`ConfigError::NoEqual`] when there is none.
     pub fn in_native(&self) -> Result<Self, ConfigError> {
-        self.in_one_of(|family| !family.in_transformers() && family.has_file())
+        self.in_first(|family| !family.in_transformers() && family.writable())
     }
 
-    fn in_one_of(&self, wanted: impl Fn(&dyn Family) -> bool) -> Result<Self, ConfigError> {
-        let candidates: Vec<_> = families::families().iter().copied().filter(|family| wanted(*family)).collect();
-        let names = || candidates.iter().map(|family| family.name()).collect::<Vec<_>>().join(", ");
-        candidates.iter().find_map(|family| self.in_family(*family).ok()).ok_or_else(|| self.no_equal(&names()))
+    fn in_first(&self, wanted: impl Fn(&dyn Family) -> bool) -> Result<Self, ConfigError> {
+        if wanted(self.family) {
+            return Ok(self.clone());
+        }
+        let candidates = || families::families().iter().copied().filter(|family| wanted(*family));
+        let names = || candidates().map(|family| family.name()).collect::<Vec<_>>().join(", ");
+        candidates().find_map(|family| self.in_family(family).ok()).ok_or_else(|| self.no_equal(&names()))
     }
 
     fn no_equal(&self, to: &str) -> ConfigError {
@@ -376,7 +377,7 @@ impl DecoderConfig {
     }
 
     /// Lets the shapes of a checkpoint settle what its configuration leaves open or gets wrong: rows of the vocabulary,
-    /// a tied head, widths of MLPs, groups, ranks, key/value heads, biases. Returns a line for every change, to be shown.
+    /// a tied head, widths of MLPs, groups, ranks, widths of Mamba's states, key/value heads. Returns a line for every change, to be shown.
     pub fn reconcile(&mut self, shape_of: &dyn Fn(&str) -> Option<Vec<usize>>) -> Vec<String> {
         let notes = crate::reconcile::reconcile(self, shape_of);
         if !notes.is_empty()

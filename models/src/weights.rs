@@ -134,8 +134,90 @@ impl WeightTable {
 }
 
 #[cfg(test)]
-mod tests {
-    use crate::DecoderConfig;
+pub(crate) mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use serde_json::Map;
+
+    use super::*;
+    use crate::families::families;
+    use crate::presets::presets;
+
+    /// What holds for the table and the configuration of every model.
+    pub(crate) fn check(config: &DecoderConfig) {
+        check_table(config);
+        let read_back = DecoderConfig::from_value(config.to_json()).unwrap();
+        let settled = |config: &DecoderConfig| DecoderConfig { raw: Map::new(), ..config.clone() };
+        assert_eq!(settled(&read_back), settled(config), "{}: read back from what it writes", config.family);
+        assert_eq!(read_back.to_json(), config.to_json(), "{}: written twice", config.family);
+    }
+
+    fn check_table(config: &DecoderConfig) {
+        let table = config.table();
+        let mut tensors: BTreeMap<&str, Vec<&WeightEntry>> = BTreeMap::new();
+        for entry in &table.entries {
+            tensors.entry(&entry.key).or_default().push(entry);
+        }
+        for (key, entries) in &tensors {
+            let mut readers = vec![0; entries[0].shape[0]];
+            for entry in entries {
+                assert_eq!(entry.shape, entries[0].shape, "{key}: shapes");
+                assert!(entry.aliases.iter().all(|alias| !tensors.contains_key(alias.as_str())), "{key}: an alias is the key of another");
+                let rows = entry.rows.unwrap_or(Rows::run(0, readers.len(), readers.len()));
+                assert_eq!(rows.total, readers.len(), "{key}: rows of the tensor");
+                rows.starts().flat_map(|start| start..start + rows.len).for_each(|row| readers[row] += 1);
+                if let Some(parts) = &entry.parts {
+                    assert_eq!(parts.iter().sum::<usize>(), readers.len(), "{key}: components");
+                }
+            }
+            assert!(readers.iter().all(|readers| *readers == 1), "{key}: each row belongs to one parameter");
+        }
+        let paths: BTreeSet<&str> = table.entries.iter().map(|entry| entry.path.as_str()).collect();
+        assert_eq!(paths.len(), table.entries.len(), "{}: paths", config.family);
+        let specs = config.parameter_specs();
+        assert!(specs.iter().map(|spec| spec.path.as_str()).eq(table.entries.iter().map(|entry| entry.path.as_str())));
+        assert_eq!(table.entries.iter().map(WeightEntry::len).sum::<usize>(), config.parameters(), "{}", config.family);
+        for other in table.copies.iter().map(|copy| &copy.key).chain(&table.optional) {
+            assert!(!tensors.contains_key(other.as_str()), "{other} is a copy, and the key of a parameter");
+        }
+    }
+
+    #[test]
+    fn tables_of_all_presets_cover_every_row_once_in_every_layout_that_can_hold_them() {
+        for preset in presets() {
+            let config = preset.decoder().unwrap();
+            for family in families() {
+                if let Ok(config) = config.in_family(*family) {
+                    check(&config);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn transformers_has_a_layout_for_all_presets_but_one() {
+        for preset in presets() {
+            let config = preset.decoder().unwrap();
+            match config.in_transformers() {
+                Ok(written) => {
+                    assert!(written.family.in_transformers() && written.computes_as(&config), "{}", preset.name);
+                    assert_eq!(written.parameters(), preset.parameters, "{}", preset.name);
+                    assert_ne!(preset.name, "mamba2attn-2.7b");
+                }
+                // No class of transformers has Mamba-2 and attention with a convolution.
+                Err(error) => assert_eq!(preset.name, "mamba2attn-2.7b", "{error}"),
+            }
+        }
+    }
+
+    #[test]
+    fn layouts_of_authors_are_found_without_naming_them() {
+        let native = |name: &str| crate::presets::preset(name).unwrap().decoder().unwrap().in_native().map(|config| config.family.name());
+        assert_eq!(native("mamba2attn-2.7b").unwrap(), "mamba_ssm");
+        assert_eq!(native("mamba2-130m-hf").unwrap(), "mamba_ssm");
+        assert_eq!(native("mamba2-8b-3t-4k").unwrap(), "mamba_ssm");
+        assert!(native("gpt3-8b-multi-3.5t-base").is_err());
+    }
 
     #[test]
     fn a_tied_head_is_copied_only_where_transformers_does_not_tie() {

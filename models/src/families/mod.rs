@@ -162,8 +162,8 @@ pub trait Family: Sync {
         true
     }
 
-    /// True when a configuration file is part of the layout.
-    fn has_file(&self) -> bool {
+    /// True when a model can be written in this layout: a configuration file and tensors.
+    fn writable(&self) -> bool {
         true
     }
 

@@ -37,7 +37,7 @@ impl Layout {
     /// The model's configuration in this layout.
     fn of(self, config: &DecoderConfig) -> Result<DecoderConfig> {
         let target = match self {
-            Self::Own if config.family.has_file() => Ok(config.clone()),
+            Self::Own if config.family.writable() => Ok(config.clone()),
             Self::Own | Self::Auto => config.in_transformers().or_else(|_| config.in_native()),
             Self::HuggingFace => config.in_transformers(),
             Self::Native => config.in_native(),

@@ -14,7 +14,7 @@ pub(super) fn presets() -> Vec<Preset> {
         "eos_token_id": 128001,
     });
     vec![
-        Preset::new("bamba-9b-v1", "ibm-ai-platform/Bamba-9B-v1", config.clone()),
-        Preset::new("bamba-9b-v2", "ibm-ai-platform/Bamba-9B-v2", config),
+        Preset::new("bamba-9b-v1", "ibm-ai-platform/Bamba-9B-v1", 9_780_235_392, config.clone()),
+        Preset::new("bamba-9b-v2", "ibm-ai-platform/Bamba-9B-v2", 9_780_235_392, config),
     ]
 }

@@ -192,3 +192,16 @@ fn mixer(config: &DecoderConfig, i: usize, name: &str) -> Place {
         _ => Place::at(format!("{block}.shared_mlp.output_linear.weight")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::DecoderConfig;
+
+    #[test]
+    fn the_table_covers_every_row_once() {
+        let text = r#"{"model_type":"granitemoehybrid","vocab_size":9,"hidden_size":8,"num_hidden_layers":2,
+            "layer_types":["mamba","attention"],"num_attention_heads":4,"num_key_value_heads":2,"shared_intermediate_size":12,
+            "mamba_n_heads":4,"mamba_d_state":5,"attention_multiplier":0.25,"logits_scaling":3.0,"tie_word_embeddings":true}"#;
+        crate::weights::tests::check(&DecoderConfig::from_json(text).unwrap());
+    }
+}

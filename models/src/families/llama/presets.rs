@@ -20,18 +20,22 @@ pub(super) fn presets() -> Vec<Preset> {
         config["max_position_embeddings"] = json!(length);
         config
     };
-    let smol = |name, repository, width, layers, heads, mlp, theta, length| {
-        Preset::new(name, repository, with(model(width, layers, heads, mlp, 49152, theta), 0, 0, length))
+    let smol = |name, repository, parameters, width, layers, heads, mlp, theta, length| {
+        Preset::new(name, repository, parameters, with(model(width, layers, heads, mlp, 49152, theta), 0, 0, length))
     };
-    let smol2 = Preset { tried: Tried::Weights, ..smol("smollm2-135m", "HuggingFaceTB/SmolLM2-135M", 576, 30, [9, 3], 1536, 1e5, 8192) };
+    let smol2 = Preset {
+        tried: Tried::Weights,
+        ..smol("smollm2-135m", "HuggingFaceTB/SmolLM2-135M", 134_515_008, 576, 30, [9, 3], 1536, 1e5, 8192)
+    };
     vec![
-        smol("smollm-135m", "HuggingFaceTB/SmolLM-135M", 576, 30, [9, 3], 1536, 1e4, 2048),
-        smol("smollm-360m", "HuggingFaceTB/SmolLM-360M", 960, 32, [15, 5], 2560, 1e4, 2048),
-        smol("smollm-1.7b", "HuggingFaceTB/SmolLM-1.7B", 2048, 24, [32, 32], 8192, 1e4, 2048),
+        smol("smollm-135m", "HuggingFaceTB/SmolLM-135M", 134_515_008, 576, 30, [9, 3], 1536, 1e4, 2048),
+        smol("smollm-360m", "HuggingFaceTB/SmolLM-360M", 361_821_120, 960, 32, [15, 5], 2560, 1e4, 2048),
+        smol("smollm-1.7b", "HuggingFaceTB/SmolLM-1.7B", 1_711_376_384, 2048, 24, [32, 32], 8192, 1e4, 2048),
         smol2,
         Preset::new(
             "tinyllama-1.1b",
             "TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T",
+            1_100_048_384,
             with(model(2048, 22, [32, 4], 5632, 32000, 1e4), 1, 2, 2048),
         ),
     ]

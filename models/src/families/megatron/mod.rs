@@ -139,7 +139,8 @@ impl Family for Megatron {
         false
     }
 
-    fn has_file(&self) -> bool {
+    /// Training checkpoints have no configuration file.
+    fn writable(&self) -> bool {
         false
     }
 

@@ -17,7 +17,7 @@ fn model(pattern: &str, kv_heads: usize) -> Value {
 }
 
 pub(super) fn presets() -> Vec<Preset> {
-    let hybrid = |name, repository| Preset::new(name, repository, model(HYBRID, 8));
+    let hybrid = |name, repository| Preset::new(name, repository, 8_654_517_248, model(HYBRID, 8));
     let mut transformer = model(&"*-".repeat(32), 32);
     for (key, value) in
         [("paired", json!(true)), ("rotary_dim", json!(64)), ("hidden_act", json!("relu2")), ("normalization", json!("LayerNorm1P"))]
@@ -25,10 +25,10 @@ pub(super) fn presets() -> Vec<Preset> {
         transformer[key] = value;
     }
     vec![
-        Preset::new("mamba2-8b-3t-4k", "nvidia/mamba2-8b-3t-4k", model(&"M".repeat(56), 8)),
+        Preset::new("mamba2-8b-3t-4k", "nvidia/mamba2-8b-3t-4k", 8_236_999_680, model(&"M".repeat(56), 8)),
         hybrid("mamba2-hybrid-8b-3t-4k", "nvidia/mamba2-hybrid-8b-3t-4k"),
         hybrid("mamba2-hybrid-8b-3t-32k", "nvidia/mamba2-hybrid-8b-3t-32k"),
         hybrid("mamba2-hybrid-8b-3t-128k", "nvidia/mamba2-hybrid-8b-3t-128k"),
-        Preset::new("gpt3-8b-multi-3.5t-base", "nvidia/gpt3-8b-multi-3.5t-base", transformer),
+        Preset::new("gpt3-8b-multi-3.5t-base", "nvidia/gpt3-8b-multi-3.5t-base", 8_540_135_424, transformer),
     ]
 }

@@ -13,5 +13,5 @@ pub(super) fn presets() -> Vec<Preset> {
         "conv_kernel": 4, "chunk_size": 128, "layer_norm_epsilon": 1e-5, "tie_word_embeddings": false, "bos_token_id": 1,
         "eos_token_id": 2,
     });
-    vec![Preset::new("nemotron-h-8b", "nvidia/Nemotron-H-8B-Base-8K", config)]
+    vec![Preset::new("nemotron-h-8b", "nvidia/Nemotron-H-8B-Base-8K", 8_100_852_736, config)]
 }
