@@ -12,7 +12,6 @@ use terrarium::models::layers::{NormConfig, NormKind};
 use terrarium::models::mixers::{Activation, AttentionConfig, MlpConfig};
 use terrarium::models::pattern::LayerKind;
 use terrarium::models::presets::Preset;
-use terrarium::models::weights::Rows;
 
 /// `model_type: qwen2`.
 pub struct Qwen2;
@@ -143,6 +142,8 @@ impl Family for Qwen2 {
         published()
     }
 }
+
+use terrarium::models::weights::Rows;
 
 /// Rows of `[q; k; v]`, stacked.
 fn stacked(attention: &AttentionConfig, module: &str) -> Rows {
