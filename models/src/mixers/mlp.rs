@@ -2,7 +2,7 @@
 
 use burn::module::Module;
 use burn::tensor::Tensor;
-use burn::tensor::activation::{gelu, gelu_approximate, relu, silu};
+use burn::tensor::activation::{gelu_approximate, relu, silu};
 use burn::tensor::backend::Backend;
 use terrarium_kernels::KernelBackend;
 
@@ -38,7 +38,8 @@ impl Activation {
 
     fn apply<B: Backend>(self, x: Tensor<B, 3>) -> Tensor<B, 3> {
         match self {
-            Self::Gelu => gelu(x),
+            // Not Burn's `gelu`: its gradient is that of the tanh approximation on most backends.
+            Self::Gelu => x.clone() * ((x * std::f32::consts::FRAC_1_SQRT_2).erf() + 1.0) * 0.5,
             Self::GeluTanh => gelu_approximate(x),
             Self::Relu2 => relu(x).powi_scalar(2),
             Self::Silu => silu(x),
