@@ -3,6 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use terrarium::models::families::fields::COMMON_KEYS;
+use terrarium::models::presets::presets;
+use terrarium::models::{self, DecoderConfig};
+
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
@@ -153,7 +157,7 @@ fn families_are_named_in_their_folder_and_in_the_registry_alone() {
 }
 
 #[test]
-fn every_family_is_registered_and_has_a_page() {
+fn every_family_is_registered() {
     let registry = std::fs::read_to_string(root().join("models/src/families/mod.rs")).unwrap();
     for (folder, kind) in families() {
         assert!(!registry.contains(&format!("use {folder}::")), "families/mod.rs gives {kind} another path");
@@ -161,6 +165,53 @@ fn every_family_is_registered_and_has_a_page() {
             assert!(registry.contains(&line), "families/mod.rs lacks `{line}`");
         }
     }
+}
+
+/// Every configuration at hand in every layout that can hold it: presets and fixtures.
+fn configs() -> Vec<DecoderConfig> {
+    let fixtures = std::fs::read_dir(root().join("tests/fixtures")).unwrap().map(|entry| entry.unwrap().path().join("config.json"));
+    let texts = fixtures.filter_map(|path| std::fs::read_to_string(path).ok());
+    let read = texts.map(|text| DecoderConfig::from_json(&text).unwrap());
+    let all: Vec<DecoderConfig> = read.chain(presets().iter().map(|preset| preset.decoder().unwrap())).collect();
+    all.iter().flat_map(|config| models::families::families().iter().filter_map(|family| config.in_family(*family).ok())).collect()
+}
+
+/// The key without the number of its layer: what stands in a table of tensors.
+fn in_tables(key: &str) -> String {
+    let layer = key.split_once("layers.").and_then(|(_, rest)| rest.split_once('.'));
+    let numbered = layer.filter(|(number, _)| number.parse::<usize>().is_ok());
+    format!("`{}`", numbered.map_or(key, |(_, name)| name))
+}
+
+#[test]
+fn the_page_of_a_family_names_its_keys_tensors_and_presets() {
+    let configs = configs();
+    for (folder, _) in families() {
+        let path = root().join("models/src/families").join(&folder);
+        let code = std::fs::read_to_string(path.join("mod.rs")).unwrap();
+        assert!(code.starts_with("#![doc = include_str!(\"README.md\")]"), "{folder}/mod.rs does not begin with its page");
+        let name = code.split_once("fn name(").and_then(|(_, rest)| rest.split('"').nth(1)).unwrap();
+        let page = std::fs::read_to_string(path.join("README.md")).unwrap_or_else(|error| panic!("{folder}/README.md: {error}"));
+        let family = models::families::by_name(name).unwrap();
+        let keys = family.keys().into_iter().filter(|key| !COMMON_KEYS.contains(key)).map(|key| format!("`{key}`"));
+        let entries = configs.iter().filter(|config| config.family == family).flat_map(|config| config.table().entries);
+        let tensors = entries.flat_map(|entry| entry.keys().map(in_tables).collect::<Vec<_>>());
+        let named = family.presets().into_iter().map(|preset| format!("`{}`", preset.name));
+        let sizes: Vec<usize> = family.presets().iter().map(|preset| preset.parameters).collect();
+        let sizes = sizes.iter().map(|size| grouped(*size));
+        let mut missing: Vec<String> = keys.chain(tensors).chain(named).chain(sizes).filter(|word| !page.contains(word)).collect();
+        missing.sort();
+        missing.dedup();
+        assert!(missing.is_empty(), "{folder}/README.md lacks {missing:?}");
+        assert!(page.contains("## Known bugs of the references, and what we do"), "{folder}/README.md lacks the bugs");
+    }
+}
+
+/// Digits in groups of three.
+fn grouped(number: usize) -> String {
+    let digits = number.to_string();
+    let groups: Vec<&str> = digits.as_bytes().rchunks(3).rev().map(|group| std::str::from_utf8(group).unwrap()).collect();
+    groups.join(",")
 }
 
 #[test]

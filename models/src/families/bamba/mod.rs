@@ -1,4 +1,4 @@
-//! Bamba: each published layer is a mixer (Mamba-2, or attention with rotary positions on half of each head) and a SwiGLU.
+#![doc = include_str!("README.md")]
 
 use serde_json::{Map, Value, json};
 

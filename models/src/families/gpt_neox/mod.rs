@@ -1,7 +1,4 @@
-//! GPT-NeoX in the Hugging Face layout (`GPTNeoXForCausalLM`; Pythia, arXiv 2304.01373): attention and MLP side by side on
-//! the residual stream, layer norms, biases everywhere, rotary positions on a quarter of each head.
-//!
-//! Queries, keys and values are rows of one matrix, interleaved head by head.
+#![doc = include_str!("README.md")]
 
 use serde_json::{Map, Value, json};
 

@@ -1,7 +1,4 @@
-//! Granite 4 hybrids without experts, in the Hugging Face layout (`GraniteMoeHybridForCausalLM`): each published layer is a
-//! mixer (Mamba-2, or attention without positions) and a SwiGLU; constants scale embeddings, branches, scores and logits.
-//!
-//! Gate and value of the SwiGLU are halves of one matrix.
+#![doc = include_str!("README.md")]
 
 use serde_json::{Map, Value, json};
 

@@ -1,4 +1,4 @@
-//! Llama and models that share its layout (TinyLlama, SmolLM, ...): grouped-query attention with rotary positions, SwiGLU.
+#![doc = include_str!("README.md")]
 
 use serde_json::{Map, Value, json};
 

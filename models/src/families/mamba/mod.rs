@@ -1,4 +1,4 @@
-//! Mamba in the Hugging Face layout (`MambaForCausalLM`): every layer is norm, mixer, residual.
+#![doc = include_str!("README.md")]
 
 use serde_json::{Map, Value, json};
 

@@ -1,7 +1,4 @@
-//! Mamba-2 in the Hugging Face layout (`Mamba2ForCausalLM`; Codestral-Mamba has the same keys): every layer is norm,
-//! mixer, residual.
-//!
-//! Files say `norm_before_gate: true`; every released model gates first, so the key is not read.
+#![doc = include_str!("README.md")]
 
 use serde_json::{Map, Value, json};
 

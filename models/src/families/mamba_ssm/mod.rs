@@ -1,9 +1,4 @@
-//! The native layout of the mamba_ssm package, in which the papers' models were published (`state-spaces/mamba-*`,
-//! `mamba2-*`, `mamba2attn-2.7b`, `transformerpp-2.7b`): Mamba or Mamba-2 layers, attention at chosen layers, and a gated
-//! MLP behind every mixer if there is one at all.
-//!
-//! `config.json` has no `model_type`. Queries, keys and values are stacked in one matrix, value and gate of the MLP in
-//! another. Mistral's `params.json` names the same things in other words.
+#![doc = include_str!("README.md")]
 
 use serde_json::{Map, Value, json};
 

@@ -1,8 +1,4 @@
-//! Megatron-LM's `torch` checkpoints, the layout in which the 8B study (arXiv 2406.07887) published its models: hybrids of
-//! Mamba-2, attention and MLP layers, pure Mamba-2, and GPT Transformers.
-//!
-//! There is no configuration file: [`DecoderConfig::from_megatron`] puts one together from the arguments of the training
-//! run that the checkpoint holds, and from the shapes of its tensors, which know most of it better.
+#![doc = include_str!("README.md")]
 
 mod describe;
 mod presets;

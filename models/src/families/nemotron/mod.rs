@@ -1,5 +1,4 @@
-//! Nemotron in the Hugging Face layout (`NemotronForCausalLM`), the form of the 8B study's Transformer (arXiv 2406.07887):
-//! layer norms that keep `weight - 1`, rotary positions on part of each head, squared ReLU without a gate.
+#![doc = include_str!("README.md")]
 
 use serde_json::{Map, Value, json};
 

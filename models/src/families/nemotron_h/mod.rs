@@ -1,7 +1,4 @@
-//! NemotronH: one norm and one mixer per symbol of a pattern; the layout of the 8B study's hybrid (arXiv 2406.07887).
-//! Attention has no positional encoding; the MLP is not gated.
-//!
-//! A configuration written by hand may give `attention_ratio` and `mlp_ratio` in place of a pattern.
+#![doc = include_str!("README.md")]
 
 use serde_json::{Map, Value, json};
 
