@@ -1,5 +1,13 @@
 //! Causal self-attention: multi-head or grouped-query, with full, partial or no rotary positions, and, in the attention
 //! layers of mamba_ssm's hybrids, a short convolution over queries, keys and values before rotation.
+//!
+//! ```text
+//! q, k, v = W_q x, W_k x, W_v x               h, g, g heads of width p
+//! q, k, v = conv(q, k, v)                     only with conv_kernel: causal, depthwise, with a bias, no activation
+//! q, k    = rope(q, k)                        only with rope: the first rope.dim channels, pairs (i, i + rope.dim / 2)
+//! y       = softmax(causal(scale q k^T)) v    scale is 1 / sqrt(p) unless given; query head j reads head j / (h / g)
+//! out     = W_o y
+//! ```
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;

@@ -1,5 +1,14 @@
 //! The Mamba mixer (arXiv 2312.00752, section 3.4): input projection, short convolution, selective scan with input-dependent
 //! step sizes, gate, output projection.
+//!
+//! ```text
+//! [u, z]     = W_in x                                          e, e
+//! u          = silu(conv(u))
+//! [dt, B, C] = W_x u                                           r, n, n
+//! delta      = softplus(W_dt dt + b_dt)                        e
+//! h_t        = exp(delta_t A) h_{t-1} + delta_t B_t u_t        A = -exp(a_log), [e, n]
+//! out        = W_out ((C_t h_t + d u_t) * silu(z_t))
+//! ```
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;

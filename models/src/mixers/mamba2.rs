@@ -1,5 +1,14 @@
 //! The Mamba-2 mixer (arXiv 2405.21060, section 7): input projection, short convolution, SSD, gated norm, output
 //! projection.
+//!
+//! ```text
+//! [z, u, B, C, dt] = W_in x                                            e, e, g n, g n, h
+//! [u, B, C]        = silu(conv([u, B, C]))
+//! delta            = clamp(softplus(dt + dt_bias), dt_limit)           h
+//! S_t              = exp(delta_t A) S_{t-1} + delta_t u_t B_t^T        A = -exp(a_log), [h]; head j reads group j / (h / g)
+//! v                = (S_t C_t + d u_t) * silu(z_t)                     the gate first
+//! out              = W_out (norm * v / rms of v over each of g runs of e / g channels)
+//! ```
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;

@@ -1,4 +1,9 @@
-//! Feed-forward mixer: plain (up, activation, down) or gated (SwiGLU and relatives).
+//! Feed-forward mixer: plain (up, activation, down) or gated (SwiGLU and relatives, arXiv 2002.05202).
+//!
+//! ```text
+//! out = W_down act(W_up x)                    plain
+//! out = W_down (act(W_gate x) * W_up x)       gated
+//! ```
 
 use burn::module::Module;
 use burn::tensor::Tensor;

@@ -1,5 +1,22 @@
 //! What a layer does between its norm and its residual: attention, Mamba, Mamba-2, MLP. One file each: configuration,
 //! parameters, forward, cache.
+//!
+//! A layer is `x + mixer(norm(x))`. For `x` after the norm, with the letters of [`terrarium_kernels`] (`r` is the rank of step
+//! sizes, `f` the width of an MLP):
+//!
+//! | mixer | parameters, in the order of the model | carried from call to call |
+//! |---|---|---|
+//! | attention | `q_proj` `[h p, d]`, `k_proj` and `v_proj` `[g p, d]`, (`conv1d` `[(h + 2 g) p, k]`), `o_proj` `[d, h p]` | keys and values of all tokens, (`k - 1` inputs of the convolution) |
+//! | Mamba | `in_proj` `[2 e, d]`, `conv1d` `[e, k]`, `x_proj` `[r + 2 n, e]`, `dt_proj` `[e, r]`, `a_log` `[e, n]`, `d` `[e]`, `out_proj` `[d, e]` | `k - 1` inputs of the convolution, state `[b, e, n]` |
+//! | Mamba-2 | `in_proj` `[2 e + 2 g n + h, d]`, `conv1d` `[e + 2 g n, k]`, `dt_bias`, `a_log` and `d` `[h]`, `norm` `[e]`, `out_proj` `[d, e]` | `k - 1` inputs of the convolution, state `[b, h, p, n]` |
+//! | MLP | (`gate_proj` `[f, d]`), `up_proj` `[f, d]`, `down_proj` `[d, f]` | nothing |
+//!
+//! What is in parentheses is there where the configuration says so, and so are biases. States of scans, `a_log`, `d`,
+//! `dt_bias` and the bias of `dt_proj` are float32 whatever the model's dtype. A convolution carries its **inputs**, so that
+//! it continues as if it had not been cut; a cache is a value, and copying it is a snapshot.
+//!
+//! Equations stand in the files of the mixers, and with the names and rows of published files on the pages of
+//! [the families](crate::families).
 
 pub mod attention;
 pub mod mamba;
