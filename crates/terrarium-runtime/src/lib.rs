@@ -18,8 +18,8 @@ pub mod tokenizer;
 
 pub use atomic::{StagedDir, write_atomic, write_atomic_with};
 pub use checkpoint::{
-    AdapterConfig, Checkpoint, GenerationConfig, Layout, LoadOptions, Loaded, Precision, SaveOptions, Saved, TensorInfo, convert, load,
-    load_adapter, load_layer, read_config, read_config_with, save, save_adapter,
+    AdapterConfig, Checkpoint, GenerationConfig, Layout, LoadOptions, Loaded, Precision, SaveOptions, Saved, TensorInfo, compare, convert,
+    load, load_adapter, load_layer, read_config, read_config_with, save, save_adapter,
 };
 pub use error::{
     AdapterError, CheckpointError, Error, HubError, InputError, MegatronError, Mismatch, PickleError, Result, SamplingError,

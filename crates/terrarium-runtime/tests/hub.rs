@@ -264,6 +264,98 @@ fn shards_are_fetched_by_the_index() {
 }
 
 #[test]
+fn pickled_weights_are_fetched_where_there_are_no_others() {
+    let (server, cache) = (HubServer::start(), tempfile::tempdir().expect("temp"));
+    server.add("pytorch_model.bin", b"pickled");
+    let options = options(&server, cache.path());
+    assert!(!get(NAME, &options).expect("downloads").dir.join("pytorch_model.bin").exists(), "safetensors come first");
+
+    server.hide("model.safetensors");
+    let cache = tempfile::tempdir().expect("temp");
+    let fresh = HubOptions { cache: cache.path().join("hub"), ..options.clone() };
+    let found = get(NAME, &fresh).expect("downloads");
+    assert_same_files(&server, &found.dir);
+    let offline = HubOptions { offline: true, ..fresh };
+    assert_eq!(get(NAME, &offline).expect("hit").dir, found.dir);
+    fs::remove_file(found.dir.join("pytorch_model.bin")).expect("removes");
+    hub_error(get(NAME, &offline));
+
+    server.hide("pytorch_model.bin");
+    server.add("pytorch_model.bin.index.json", br#"{"weight_map": {"a": "pytorch_model-1.bin", "b": "pytorch_model-2.bin"}}"#);
+    server.add("pytorch_model-1.bin", b"first");
+    server.add("pytorch_model-2.bin", b"second");
+    let cache = tempfile::tempdir().expect("temp");
+    let fresh = HubOptions { cache: cache.path().join("hub"), ..options.clone() };
+    let small = resolve(NAME, Files::Metadata, &fresh, &mut ()).expect("downloads");
+    assert!(small.dir.join("pytorch_model.bin.index.json").exists() && !small.dir.join("pytorch_model-1.bin").exists());
+    let error = hub_error(get(NAME, &HubOptions { offline: true, ..fresh.clone() })).to_string();
+    assert!(error.contains("pytorch_model-1.bin, pytorch_model-2.bin"), "{error}");
+    assert_same_files(&server, &get(NAME, &fresh).expect("completes").dir);
+
+    for name in ["pytorch_model.bin.index.json", "pytorch_model-1.bin", "pytorch_model-2.bin", "config.json"] {
+        server.hide(name);
+    }
+    server.add("params.json", b"{}");
+    server.add("consolidated.safetensors", b"weights");
+    let cache = tempfile::tempdir().expect("temp");
+    let fresh = HubOptions { cache: cache.path().join("hub"), ..options };
+    assert_same_files(&server, &get(NAME, &fresh).expect("downloads").dir);
+}
+
+#[test]
+fn megatron_folders_keep_their_folders() {
+    let (server, cache) = (HubServer::start(), tempfile::tempdir().expect("temp"));
+    for name in server.files() {
+        server.hide(&name);
+    }
+    let ranks = ["release/mp_rank_00/model_optim_rng.pt", "release/mp_rank_01/model_optim_rng.pt"];
+    server.add("latest_checkpointed_iteration.txt", b"release\n");
+    server.add("mt_nlg.model", b"tokens");
+    for (i, rank) in ranks.iter().enumerate() {
+        server.add(rank, format!("rank {i}").as_bytes());
+    }
+    let options = options(&server, cache.path());
+    let small = resolve(NAME, Files::Metadata, &options, &mut ()).expect("downloads");
+    assert_eq!(names(&small.dir), ["latest_checkpointed_iteration.txt", "mt_nlg.model"]);
+    let offline = HubOptions { offline: true, ..options.clone() };
+    let error = hub_error(get(NAME, &offline)).to_string();
+    assert!(error.contains("mp_rank_*"), "{error}");
+
+    let found = get(NAME, &options).expect("downloads");
+    assert_same_files(&server, &found.dir);
+    assert!(fs::read_link(found.dir.join(ranks[1])).expect("a link").starts_with("../../../../blobs"));
+    assert_eq!(get(NAME, &offline).expect("hit").dir, found.dir);
+    // Another commit with the same files links them, folders and all.
+    let before = server.contents_sent();
+    assert_same_files(&server, &get("org/stories@v1", &options).expect("links").dir);
+    assert_eq!(server.contents_sent(), before);
+
+    // Files of other iterations stay where they are; an iteration without ranks is an error that lists what there is.
+    server.add("iter_0000010/mp_rank_00/model_optim_rng.pt", b"older");
+    let cache = tempfile::tempdir().expect("temp");
+    let fresh = HubOptions { cache: cache.path().join("hub"), ..options.clone() };
+    assert!(!get(NAME, &fresh).expect("downloads").dir.join("iter_0000010").exists());
+    server.add("latest_checkpointed_iteration.txt", b"12");
+    let cache = tempfile::tempdir().expect("temp");
+    let error = hub_error(get(NAME, &HubOptions { cache: cache.path().join("hub"), ..options }));
+    assert!(matches!(&error, HubError::MissingFile { .. }) && error.to_string().contains("mp_rank_*"), "{error}");
+}
+
+#[test]
+fn directories_of_every_layout_are_taken_as_they_are() {
+    let temp = tempfile::tempdir().expect("temp");
+    let options = HubOptions { cache: temp.path().into(), endpoint: "http://127.0.0.1:9".into(), token: None, offline: false, retries: 0 };
+    for file in ["config.json", "params.json", "adapter_config.json", "latest_checkpointed_iteration.txt", "mp_rank_00/model_optim_rng.pt"]
+    {
+        let dir = tempfile::tempdir().expect("temp");
+        let path = dir.path().join(file);
+        fs::create_dir_all(path.parent().expect("inside")).expect("creates");
+        fs::write(path, "release").expect("writes");
+        assert_eq!(get(&dir.path().to_string_lossy(), &options).expect("taken").dir, dir.path(), "{file}");
+    }
+}
+
+#[test]
 fn names_that_are_neither_directory_nor_model_are_refused() {
     let temp = tempfile::tempdir().expect("temp");
     let options = HubOptions { cache: temp.path().into(), endpoint: "http://127.0.0.1:9".into(), token: None, offline: false, retries: 0 };

@@ -140,6 +140,33 @@ fn pickled_weights_have_names_and_sizes() {
 }
 
 #[test]
+fn files_of_every_layout_are_those_that_a_download_brings() {
+    let (server, cache) = started();
+    server.hide(WEIGHTS);
+    let options = options(&server, cache.path());
+    let sizes = |expected: &[(&str, u64)]| {
+        let found = headers("org/stories", &options).expect("asks");
+        let found: Vec<_> = found.iter().map(|file| (file.name.as_str(), file.bytes)).collect();
+        assert_eq!(found, expected);
+    };
+    server.add("pytorch_model.bin.index.json", br#"{"weight_map": {"a": "pytorch_model-1.bin"}}"#);
+    server.add("pytorch_model-1.bin", b"first");
+    server.add("pytorch_model-0.bin", b"of another upload");
+    sizes(&[("pytorch_model-1.bin", 5)]);
+    server.hide("pytorch_model.bin.index.json");
+    let one = weights("w", 3);
+    server.add("consolidated.safetensors", &one);
+    sizes(&[("consolidated.safetensors", one.len() as u64)]);
+    for name in server.files() {
+        server.hide(&name);
+    }
+    server.add("latest_checkpointed_iteration.txt", b"12");
+    server.add("iter_0000012/mp_rank_00/model_optim_rng.pt", b"rank 0");
+    server.add("iter_0000011/mp_rank_00/model_optim_rng.pt", b"older");
+    sizes(&[("iter_0000012/mp_rank_00/model_optim_rng.pt", 6)]);
+}
+
+#[test]
 fn absurd_and_damaged_headers_are_refused() {
     let good = weights("w", 4);
     let claim = |length: u64| [&length.to_le_bytes()[..], &good[8..]].concat();

@@ -7,7 +7,11 @@ use terrarium_models::DecoderConfig;
 /// A model card with the YAML header the hub reads.
 pub(super) fn card(dir: &Path, config: &DecoderConfig, base_model: Option<&str>) -> String {
     let name = dir.file_name().and_then(|n| n.to_str()).unwrap_or("model");
-    let mut text = String::from("---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags:\n- terrarium\n");
+    let mut text = String::from("---\n");
+    if config.family.in_transformers() {
+        text.push_str("library_name: transformers\n");
+    }
+    text.push_str("pipeline_tag: text-generation\ntags:\n- terrarium\n");
     text.push_str(&format!("- {}\n", config.family));
     // Only a hub name may stand here: the hub refuses a card whose base model is a folder.
     let hub_name = base_model.map(|name| name.split('@').next().unwrap_or(name)).filter(|name| crate::hub::RepoId::parse(name).is_ok());

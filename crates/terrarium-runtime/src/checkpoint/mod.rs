@@ -12,7 +12,7 @@ mod save;
 mod stored;
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, TensorData};
@@ -30,6 +30,7 @@ use crate::error::{AdapterError, CheckpointError, Mismatch};
 use crate::tensors::to_dtype;
 use crate::{Error, Result};
 use files::Files;
+pub(crate) use megatron::is_megatron;
 use megatron::{MegatronFolder, open_megatron};
 
 const CONFIG: &str = "config.json";
@@ -83,6 +84,13 @@ pub struct TensorInfo {
     pub file: String,
     /// Its size.
     pub bytes: u64,
+}
+
+impl TensorInfo {
+    /// Whether a model can be built from it.
+    pub fn is_float(&self) -> bool {
+        ["F64", "F32", "F16", "BF16"].contains(&self.dtype.as_str())
+    }
 }
 
 impl Checkpoint {
@@ -166,29 +174,36 @@ impl Checkpoint {
 
     /// Whether keys, shapes and types are those of the configuration: one error lists everything that is not.
     pub fn check(&self) -> Result<()> {
-        let table = self.config.table();
-        let mut found = Mismatch { dir: self.dir.clone(), ..Mismatch::default() };
-        let mut known = std::collections::HashSet::new();
-        for entry in &table.entries {
-            known.extend(entry.keys());
-            match entry.keys().find_map(|key| self.find(key)) {
-                None => found.missing.push(format!("{} {:?}", entry.key, entry.shape)),
-                Some(there) if !there.element().is_float() => found.dtypes.push(format!("{}: {}", entry.key, there.element().name())),
-                Some(there) if there.shape() != entry.shape => {
-                    found.shapes.push(format!("{}: expected {:?}, found {:?}", entry.key, entry.shape, there.shape()));
-                }
-                Some(_) => {}
-            }
-        }
-        known.extend(table.optional.iter().map(|key| &**key));
-        for tensor in &self.tensors {
-            let ignored = table.ignore.iter().any(|suffix| tensor.name.ends_with(suffix));
-            if !ignored && !known.contains(tensor.name.as_str()) {
-                found.unused.push(format!("{} {:?}", tensor.name, tensor.shape));
-            }
-        }
+        let found = compare(&self.config, &self.tensors, &self.dir);
         if found.is_empty() { Ok(()) } else { Err(CheckpointError::Mismatch(Box::new(found)).into()) }
     }
+}
+
+/// What `tensors`, those of the files in `dir`, have that `config` does not ask for, and the other way round.
+pub fn compare(config: &DecoderConfig, tensors: &[TensorInfo], dir: &Path) -> Mismatch {
+    let table = config.table();
+    let there: HashMap<&str, &TensorInfo> = tensors.iter().map(|tensor| (tensor.name.as_str(), tensor)).collect();
+    let mut found = Mismatch { dir: dir.to_path_buf(), ..Mismatch::default() };
+    let mut known = HashSet::new();
+    for entry in &table.entries {
+        known.extend(entry.keys());
+        match entry.keys().find_map(|key| there.get(key)) {
+            None => found.missing.push(format!("{} {:?}", entry.key, entry.shape)),
+            Some(tensor) if !tensor.is_float() => found.dtypes.push(format!("{}: {}", entry.key, tensor.dtype)),
+            Some(tensor) if tensor.shape != entry.shape => {
+                found.shapes.push(format!("{}: expected {:?}, found {:?}", entry.key, entry.shape, tensor.shape));
+            }
+            Some(_) => {}
+        }
+    }
+    known.extend(table.optional.iter().map(|key| &**key));
+    for tensor in tensors {
+        let ignored = table.ignore.iter().any(|suffix| tensor.name.ends_with(suffix));
+        if !ignored && !known.contains(tensor.name.as_str()) {
+            found.unused.push(format!("{} {:?}", tensor.name, tensor.shape));
+        }
+    }
+    found
 }
 
 /// Reads the config.json of a model directory (Mistral's params.json where there is none).

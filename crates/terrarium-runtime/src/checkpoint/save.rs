@@ -59,6 +59,8 @@ pub struct SaveOptions {
     /// A model directory whose tokenizer and generation files are copied; a SentencePiece tokenizer is written as
     /// tokenizer.json too.
     pub files_from: Option<PathBuf>,
+    /// A directory whose tokenizer is copied in place of the one in `files_from`.
+    pub tokenizer_from: Option<PathBuf>,
     /// Text of README.md; a generated one if there is none.
     pub card: Option<String>,
     /// The model that this one was made from, named in the generated card.
@@ -67,7 +69,15 @@ pub struct SaveOptions {
 
 impl Default for SaveOptions {
     fn default() -> Self {
-        Self { layout: Layout::Auto, dtype: None, max_shard_bytes: 5_000_000_000, files_from: None, card: None, base_model: None }
+        Self {
+            layout: Layout::Auto,
+            dtype: None,
+            max_shard_bytes: 5_000_000_000,
+            files_from: None,
+            tokenizer_from: None,
+            card: None,
+            base_model: None,
+        }
     }
 }
 
@@ -82,8 +92,8 @@ pub struct Saved {
     pub family: &'static str,
 }
 
-/// Files copied as they are.
-const COPIED: [&str; 10] = [
+/// Files of a tokenizer, copied as they are.
+const TOKENIZER: [&str; 9] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -93,7 +103,6 @@ const COPIED: [&str; 10] = [
     "vocab.json",
     "merges.txt",
     "tokenizer.model",
-    GENERATION,
 ];
 
 /// Saves a model so that [`super::load`] and transformers open it. Written beside `dir` and renamed: an error, a full
@@ -124,8 +133,11 @@ fn write(dir: &Path, source: &mut dyn Parameters, config: &DecoderConfig, option
     let mut files = Vec::new();
     let bytes = write_weights(staged.path(), &plan, source, options.max_shard_bytes, &mut files)?;
     write_text(&staged, "config.json", &pretty(&with_dtype(config.to_json(), plan.dtype())), &mut files)?;
+    if let Some(from) = options.tokenizer_from.as_ref().or(options.files_from.as_ref()) {
+        copy_tokenizer(from, staged.path(), &mut files)?;
+    }
     if let Some(from) = &options.files_from {
-        copy_files(from, staged.path(), &mut files)?;
+        copy(from, GENERATION, staged.path(), &mut files)?;
     }
     if !files.iter().any(|name| name == GENERATION) {
         write_text(&staged, GENERATION, &pretty(&GenerationConfig::minimal(config)), &mut files)?;
@@ -187,14 +199,19 @@ fn with_dtype(mut config: Value, dtype: DType) -> Value {
     config
 }
 
-fn copy_files(from: &Path, to: &Path, files: &mut Vec<String>) -> Result<()> {
-    for name in COPIED {
-        let source = from.join(name);
-        if source.is_file() {
-            let bytes = std::fs::read(&source).map_err(Error::io("read", &source))?;
-            write_atomic(&to.join(name), &bytes)?;
-            files.push(name.to_string());
-        }
+fn copy(from: &Path, name: &str, to: &Path, files: &mut Vec<String>) -> Result<()> {
+    let source = from.join(name);
+    if source.is_file() {
+        let bytes = std::fs::read(&source).map_err(Error::io("read", &source))?;
+        write_atomic(&to.join(name), &bytes)?;
+        files.push(name.to_string());
+    }
+    Ok(())
+}
+
+fn copy_tokenizer(from: &Path, to: &Path, files: &mut Vec<String>) -> Result<()> {
+    for name in TOKENIZER {
+        copy(from, name, to, files)?;
     }
     // A tokenizer that no other program finds under this name, or in this format.
     if !files.iter().any(|name| name == "tokenizer.json")

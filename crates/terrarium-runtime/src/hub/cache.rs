@@ -2,9 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{ADAPTER, CONFIG, Files, INDEX, RepoId, Resolved, WEIGHTS};
-use crate::Result;
+use super::weights::{self, Kind, LATEST};
+use super::{ADAPTER, Files, RepoId, Resolved};
 use crate::checkpoint::ShardIndex;
+use crate::{Error, Result};
 
 /// One commit of a repository in the cache.
 pub(super) struct Snapshot {
@@ -41,29 +42,59 @@ impl Snapshot {
         self.dir.join(file).is_file()
     }
 
-    /// Shards that the index names.
-    pub(super) fn shards(&self) -> Result<Vec<String>> {
-        Ok(ShardIndex::open(&self.dir.join(INDEX))?.files())
+    /// Shards that an index names.
+    pub(super) fn shards(&self, index: &str) -> Result<Vec<String>> {
+        Ok(ShardIndex::open(&self.dir.join(index))?.files())
+    }
+
+    /// Those of `files` that are a Megatron run's ranks of the iteration its text file names.
+    pub(super) fn ranks<'a>(&self, files: impl Iterator<Item = &'a str>) -> Result<Vec<String>> {
+        let path = self.dir.join(LATEST);
+        let latest = std::fs::read_to_string(&path).map_err(Error::io("read", &path))?;
+        Ok(weights::of_megatron(&latest, files))
+    }
+
+    /// The weights, in one file or more, there or not; `None` if it cannot be known which they are.
+    pub(super) fn weights(&self) -> Result<Option<Vec<String>>> {
+        Ok(match Kind::of(|file| self.has(file)) {
+            None => None,
+            Some(Kind::Adapter) => Some(vec![ADAPTER[1].to_string()]),
+            Some(Kind::Model(_)) => match weights::of_model(|file| self.has(file)) {
+                Some((index, true)) => Some(self.shards(index)?),
+                Some((file, false)) => Some(vec![file.to_string()]),
+                None => None,
+            },
+            Some(Kind::Megatron) => {
+                let files = self.files_of_folders();
+                Some(self.ranks(files.iter().map(String::as_str))?).filter(|ranks| !ranks.is_empty())
+            }
+        })
+    }
+
+    /// Files two folders down, where Megatron keeps its weights.
+    fn files_of_folders(&self) -> Vec<String> {
+        let names = |dir: &Path| -> Vec<String> {
+            let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+            let mut names: Vec<String> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+            names.sort();
+            names
+        };
+        let below = |folder: String| names(&self.dir.join(&folder)).into_iter().map(move |name| format!("{folder}/{name}"));
+        let files = names(&self.dir).into_iter().flat_map(below).flat_map(below);
+        files.filter(|file| self.has(file)).collect()
     }
 
     /// Needed files that are not there. Optional ones cannot be known to exist.
     pub(super) fn missing(&self, files: Files) -> Result<Vec<String>> {
-        let mut missing = Vec::new();
-        let adapter = !self.has(CONFIG) && self.has(ADAPTER[0]);
-        if !adapter && !self.has(CONFIG) {
-            missing.push(CONFIG.to_string());
-        }
+        let Some(kind) = Kind::of(|file| self.has(file)) else { return Ok(vec!["config.json".to_string()]) };
         if files == Files::Metadata {
-            return Ok(missing);
+            return Ok(vec![]);
         }
-        if adapter {
-            missing.extend((!self.has(ADAPTER[1])).then(|| ADAPTER[1].to_string()));
-        } else if !self.has(WEIGHTS) && self.has(INDEX) {
-            missing.extend(self.shards()?.into_iter().filter(|shard| !self.has(shard)));
-        } else if !self.has(WEIGHTS) {
-            missing.push(WEIGHTS.to_string());
-        }
-        Ok(missing)
+        Ok(match self.weights()? {
+            Some(weights) => weights.into_iter().filter(|file| !self.has(file)).collect(),
+            None if kind == Kind::Megatron => vec!["its mp_rank_* folders".to_string()],
+            None => vec![super::WEIGHTS.to_string()],
+        })
     }
 
     /// As the answer of `resolve`.

@@ -7,16 +7,19 @@ mod cache;
 mod options;
 mod remote;
 mod transfer;
+mod weights;
 
 use std::path::{Path, PathBuf};
 
 pub use options::{HubOptions, RepoId};
 pub use remote::{RemoteFile, remote_headers};
 
+use crate::checkpoint::is_megatron;
 use crate::error::HubError;
 use crate::{Error, Result};
 use cache::Snapshot;
 use transfer::{Listing, Transfer};
+use weights::Kind;
 
 /// Which files are wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,7 +51,7 @@ impl Progress for () {
 /// Where a model's files are.
 #[derive(Debug, Clone)]
 pub struct Resolved {
-    /// A directory with config.json in it.
+    /// A directory with a config.json, a params.json, or the folders of a Megatron run.
     pub dir: PathBuf,
     /// The hub name, unless a directory was given.
     pub repo: Option<RepoId>,
@@ -71,7 +74,6 @@ const OPTIONAL: [&str; 6] = [
 ];
 pub(crate) const WEIGHTS: &str = "model.safetensors";
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
-const CONFIG: &str = "config.json";
 const ADAPTER: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
 
 /// Finds the files of a model: a directory is taken as it is; a hub name is looked up in the cache and completed from
@@ -79,8 +81,8 @@ const ADAPTER: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
 pub fn resolve(model: &str, files: Files, options: &HubOptions, progress: &mut dyn Progress) -> Result<Resolved> {
     let path = Path::new(model);
     if path.is_dir() {
-        if !path.join(CONFIG).is_file() && !path.join(ADAPTER[0]).is_file() {
-            return Err(HubError::Directory { dir: path.to_path_buf(), file: CONFIG.into() }.into());
+        if Kind::of(|file| path.join(file).is_file()).is_none() && !is_megatron(path) {
+            return Err(HubError::Directory { dir: path.to_path_buf(), file: "config.json".into() }.into());
         }
         return Ok(Resolved { dir: path.to_path_buf(), repo: None, commit: None, downloaded: vec![], notes: vec![] });
     }
@@ -124,13 +126,42 @@ fn online(repo: RepoId, files: Files, options: &HubOptions, progress: &mut dyn P
         }
         Ok(())
     };
-    for file in first_files(&listing, files, &repo)? {
+    let missing = |file: &str| -> Error {
+        let RepoId { id, revision } = repo.clone();
+        HubError::MissingFile { repo: id, revision, file: file.to_string(), found: listing.summary() }.into()
+    };
+    let kind = Kind::of(|file| listing.has(file)).ok_or_else(|| missing("config.json"))?;
+    let weights = weights::of_model(|file| listing.has(file));
+    let complete = match kind {
+        Kind::Model(_) => weights.is_some(),
+        Kind::Adapter => listing.has(ADAPTER[1]),
+        Kind::Megatron => true,
+    };
+    if files == Files::All && !complete {
+        return Err(missing(&if kind == Kind::Adapter { ADAPTER[1].to_string() } else { weights::expected() }));
+    }
+    for file in small_files(&listing, kind) {
         fetch(&file, progress)?;
     }
-    if files == Files::All && listing.has(INDEX) && !listing.has(WEIGHTS) {
-        for shard in snapshot.shards()? {
-            fetch(&shard, progress)?;
+    match (kind, weights, files) {
+        (Kind::Model(_), Some((index, true)), _) => {
+            fetch(index, progress)?;
+            for shard in snapshot.shards(index)?.into_iter().filter(|_| files == Files::All) {
+                fetch(&shard, progress)?;
+            }
         }
+        (Kind::Model(_), Some((file, false)), Files::All) => fetch(file, progress)?,
+        (Kind::Adapter, _, Files::All) => fetch(ADAPTER[1], progress)?,
+        (Kind::Megatron, _, Files::All) => {
+            let ranks = snapshot.ranks(listing.files.iter().map(String::as_str))?;
+            if ranks.is_empty() {
+                return Err(missing("mp_rank_*/model_optim_rng.pt of the iteration that latest_checkpointed_iteration.txt names"));
+            }
+            for file in ranks {
+                fetch(&file, progress)?;
+            }
+        }
+        _ => {}
     }
     // Last: a branch of the cache points to a commit only once the commit's files are there.
     transfer.point_to(&listing)?;
@@ -148,34 +179,12 @@ fn cached_instead(repo: RepoId, files: Files, options: &HubOptions, error: Error
     }
 }
 
-/// The files known to be wanted before any of them is here.
-fn first_files(listing: &Listing, files: Files, repo: &RepoId) -> Result<Vec<String>> {
-    let missing = |file: &str| HubError::MissingFile {
-        repo: repo.id.clone(),
-        revision: repo.revision.clone(),
-        file: file.to_string(),
-        found: listing.summary(),
-    };
-    let mut wanted: Vec<String> = Vec::new();
-    let adapter = !listing.has(CONFIG) && listing.has(ADAPTER[0]);
-    if adapter {
-        wanted.push(ADAPTER[0].into());
-    } else if listing.has(CONFIG) {
-        wanted.push(CONFIG.into());
-    } else {
-        return Err(missing(CONFIG).into());
-    }
+/// Configuration and tokenizer.
+fn small_files(listing: &Listing, kind: Kind) -> Vec<String> {
+    let mut wanted = vec![kind.first().to_string()];
     wanted.extend(OPTIONAL.iter().filter(|f| listing.has(f)).map(|f| f.to_string()));
     if !listing.has("tokenizer.json") {
         wanted.extend(listing.sentencepiece());
     }
-    let weights = if adapter { ADAPTER[1] } else { WEIGHTS };
-    match (listing.has(weights), listing.has(INDEX) && !adapter, files) {
-        (true, _, Files::All) => wanted.push(weights.into()),
-        (true, _, Files::Metadata) => {}
-        (false, true, _) => wanted.push(INDEX.into()),
-        (false, false, Files::All) => return Err(missing("model.safetensors or model.safetensors.index.json").into()),
-        (false, false, Files::Metadata) => {}
-    }
-    Ok(wanted)
+    wanted
 }

@@ -12,7 +12,8 @@ use ureq::{Agent, Body};
 
 use super::cache::Snapshot;
 use super::transfer::{Failure, Listing, Transfer};
-use super::{ADAPTER, CONFIG, HubOptions, INDEX, RepoId, WEIGHTS};
+use super::weights::{self, Kind, LATEST};
+use super::{ADAPTER, HubOptions, RepoId, WEIGHTS};
 use crate::error::HubError;
 use crate::tensors::{Header, MappedFile, parse_header};
 use crate::{Error, Result};
@@ -24,7 +25,8 @@ pub struct RemoteFile {
     pub name: String,
     /// Its size.
     pub bytes: u64,
-    /// Its tensors; `None` for pickled weights (`pytorch_model.bin`), whose tensors cannot be listed without a download.
+    /// Its tensors; `None` for pickled weights (`pytorch_model.bin`, `model_optim_rng.pt`), whose tensors cannot be
+    /// listed without a download.
     pub header: Option<Header>,
 }
 
@@ -54,15 +56,7 @@ fn cached(repo: &RepoId, options: &HubOptions) -> Result<Vec<RemoteFile>> {
         Error::from(HubError::Offline { repo: id, revision, cache: options.cache.clone(), missing: files })
     };
     let Some(snapshot) = Snapshot::find(repo, &options.cache) else { return Err(missing("everything".into())) };
-    let files = if snapshot.has(WEIGHTS) {
-        vec![WEIGHTS.to_string()]
-    } else if snapshot.has(INDEX) {
-        snapshot.shards()?
-    } else if snapshot.has(ADAPTER[1]) {
-        vec![ADAPTER[1].to_string()]
-    } else {
-        return Err(missing(WEIGHTS.into()));
-    };
+    let Some(files) = snapshot.weights()? else { return Err(missing(WEIGHTS.into())) };
     let absent: Vec<String> = files.iter().filter(|f| !snapshot.has(f)).cloned().collect();
     if !absent.is_empty() {
         return Err(missing(absent.join(", ")));
@@ -73,7 +67,9 @@ fn cached(repo: &RepoId, options: &HubOptions) -> Result<Vec<RemoteFile>> {
 fn in_cache(snapshot: &Snapshot, file: &str) -> Result<RemoteFile> {
     let path = snapshot.path(file);
     let bytes = std::fs::metadata(&path).map_err(Error::io("read", &path))?.len();
-    Ok(RemoteFile { name: file.to_string(), bytes, header: Some(MappedFile::open(&path)?.header) })
+    // The tensors of a rank are not those of the model.
+    let header = if file.ends_with(".pt") { None } else { Some(MappedFile::open(&path)?.header) };
+    Ok(RemoteFile { name: file.to_string(), bytes, header })
 }
 
 fn online(transfer: &Transfer, listing: &Listing, repo: &RepoId, options: &HubOptions) -> Result<Vec<RemoteFile>> {
@@ -81,9 +77,9 @@ fn online(transfer: &Transfer, listing: &Listing, repo: &RepoId, options: &HubOp
     let files = weights(transfer, listing, repo, &snapshot)?;
     let ranges = Ranges { agent: agent(), transfer, listing, options };
     let one = |file: &String| match (is_safetensors(file), snapshot.has(file)) {
-        (true, true) => in_cache(&snapshot, file),
+        (_, true) => in_cache(&snapshot, file),
         (true, false) => transfer.retry(&mut (), |_| ranges.header(file)),
-        (false, _) => transfer.retry(&mut (), |_| ranges.size(file)),
+        (false, false) => transfer.retry(&mut (), |_| ranges.size(file)),
     };
     let next = AtomicUsize::new(0);
     let found = Mutex::new(Vec::with_capacity(files.len()));
@@ -110,29 +106,34 @@ fn is_safetensors(file: &str) -> bool {
     file.ends_with(".safetensors")
 }
 
-/// Names of the files to ask about: safetensors where there are any.
+/// Names of the files to ask about: those that a download would bring.
 fn weights(transfer: &Transfer, listing: &Listing, repo: &RepoId, snapshot: &Snapshot) -> Result<Vec<String>> {
-    if listing.has(WEIGHTS) {
-        return Ok(vec![WEIGHTS.into()]);
-    }
-    if listing.has(INDEX) {
-        if !snapshot.has(INDEX) {
-            transfer.fetch(listing, INDEX, &mut ())?;
+    let small = |file: &str| -> Result<()> {
+        if !snapshot.has(file) {
+            transfer.fetch(listing, file, &mut ())?;
             // A branch that points to this commit would hide the one whose weights may be there.
             transfer.forget_ref(listing);
         }
-        return snapshot.shards();
-    }
-    if !listing.has(CONFIG) && listing.has(ADAPTER[1]) {
-        return Ok(vec![ADAPTER[1].into()]);
-    }
-    let pickled: Vec<String> = listing.files.iter().filter(|f| f.starts_with("pytorch_model") && f.ends_with(".bin")).cloned().collect();
-    if pickled.is_empty() {
+        Ok(())
+    };
+    let found = match (Kind::of(|file| listing.has(file)), weights::of_model(|file| listing.has(file))) {
+        (Some(Kind::Adapter), _) if listing.has(ADAPTER[1]) => vec![ADAPTER[1].to_string()],
+        (Some(Kind::Megatron), _) => {
+            small(LATEST)?;
+            snapshot.ranks(listing.files.iter().map(String::as_str))?
+        }
+        (_, Some((index, true))) => {
+            small(index)?;
+            snapshot.shards(index)?
+        }
+        (_, Some((file, false))) => vec![file.to_string()],
+        _ => vec![],
+    };
+    if found.is_empty() {
         let RepoId { id, revision } = repo.clone();
-        let file = "model.safetensors, model.safetensors.index.json or pytorch_model.bin".to_string();
-        return Err(HubError::MissingFile { repo: id, revision, file, found: listing.summary() }.into());
+        return Err(HubError::MissingFile { repo: id, revision, file: weights::expected(), found: listing.summary() }.into());
     }
-    Ok(pickled)
+    Ok(found)
 }
 
 /// As hf-hub's own, which offers no way to ask for a range: the token goes to the hub and not to where it redirects.

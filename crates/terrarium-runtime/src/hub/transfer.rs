@@ -47,9 +47,6 @@ impl Listing {
         if self.files.len() > SHOWN {
             text.push_str(&format!(" and {} more", self.files.len() - SHOWN));
         }
-        if self.files.iter().any(|f| f.ends_with(".bin") || f.ends_with(".pt")) {
-            text.push_str(" (pickled weights are not read; some models keep safetensors under a revision such as @refs/pr/1)");
-        }
         text
     }
 }

@@ -42,6 +42,11 @@ struct Tensor {
     shape: Vec<usize>,
 }
 
+/// Whether a directory is a Megatron folder, or that of one of its iterations.
+pub(crate) fn is_megatron(dir: &Path) -> bool {
+    !matches!(iteration(dir), Ok(None))
+}
+
 /// Opens a Megatron folder, or that of one of its iterations; `None` if it is neither.
 pub(crate) fn open_megatron(dir: &Path) -> Result<Option<MegatronFolder>> {
     let Some(folder) = iteration(dir)? else { return Ok(None) };
