@@ -119,10 +119,7 @@ fn behind<'a>(text: &'a str, path: &str) -> Vec<&'a str> {
 }
 
 /// Where code outside a family names it, and why.
-const NAMED: [(&str, &str); 3] = [
-    // The layout that is written where transformers has none: `DecoderConfig::in_native` finds it without a name.
-    ("terrarium-runtime/src/checkpoint/save.rs", "families::mamba_ssm"),
-    ("terrarium-runtime/src/checkpoint/save.rs", "\"megatron\""),
+const NAMED: [(&str, &str); 1] = [
     // A Python package, whose classes stand in PyTorch files.
     ("terrarium-runtime/src/pickle/allow.rs", "\"megatron\""),
 ];
