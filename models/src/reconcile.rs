@@ -90,3 +90,100 @@ fn settle(layer: &mut MixerConfig, i: usize, table: &WeightTable, shape_of: Shap
     }
     notes
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use crate::{DecoderConfig, MixerConfig};
+
+    /// Reads `said` against the shapes of a checkpoint of `held`: afterwards both compute the same, and `expected` is said.
+    fn settled(said: &str, held: &str, expected: &[&str]) -> DecoderConfig {
+        let held = DecoderConfig::from_json(held).unwrap();
+        let shapes: HashMap<String, Vec<usize>> = held.table().entries.into_iter().map(|e| (e.key, e.shape)).collect();
+        let mut config = DecoderConfig::from_json(said).unwrap();
+        let notes = config.reconcile(&|key| shapes.get(key).cloned());
+        assert_eq!(notes.len(), expected.len(), "{notes:?}");
+        for word in expected {
+            assert!(notes.iter().any(|note| note.contains(word)), "{word}: {notes:?}");
+        }
+        assert!(config.computes_as(&held), "{config:?}");
+        // What is written says so too.
+        let written = DecoderConfig::from_value(config.to_json()).unwrap();
+        assert!(written.computes_as(&held), "{written:?}");
+        config
+    }
+
+    #[test]
+    fn vocabulary_tied_head_and_mlp_width_are_the_weights() {
+        let text = |vocab: usize, width: usize, tied: bool| {
+            format!(
+                r#"{{"model_type":"gpt_neox","vocab_size":{vocab},"hidden_size":8,"num_hidden_layers":2,"num_attention_heads":2,
+                    "intermediate_size":{width},"rotary_pct":0.5,"tie_word_embeddings":{tied}}}"#
+            )
+        };
+        settled(&text(10, 16, false), &text(12, 24, true), &["10 rows", "not tied", "MLP width of 16"]);
+        assert!(settled(&text(12, 24, false), &text(12, 24, false), &[]).raw.get("intermediate_size").is_some());
+    }
+
+    #[test]
+    fn halves_of_one_matrix_are_in_proportion() {
+        let text = |width: usize| {
+            format!(
+                r#"{{"model_type":"granitemoehybrid","vocab_size":9,"hidden_size":8,"num_hidden_layers":2,"num_local_experts":0,
+                    "layer_types":["mamba","attention"],"num_attention_heads":2,"shared_intermediate_size":{width},"mamba_n_heads":2,
+                    "mamba_d_state":4}}"#
+            )
+        };
+        settled(&text(16), &text(20), &["MLP width of 16, the weights have 20"]);
+    }
+
+    #[test]
+    fn groups_ranks_states_and_key_value_heads_are_the_weights() {
+        let mamba2 = |groups: usize| {
+            format!(
+                r#"{{"model_type":"mamba2","vocab_size":9,"hidden_size":16,"num_hidden_layers":1,"num_heads":4,"head_dim":8,
+                    "state_size":4,"n_groups":{groups},"tie_word_embeddings":true}}"#
+            )
+        };
+        settled(&mamba2(4), &mamba2(2), &["groups of 4, the weights have 2"]);
+        let mamba = |rank: usize, state: usize| {
+            format!(
+                r#"{{"model_type":"mamba","vocab_size":9,"hidden_size":16,"num_hidden_layers":2,"time_step_rank":{rank},"state_size":{state}}}"#
+            )
+        };
+        settled(&mamba(1, 16), &mamba(3, 5), &["rank of step sizes of 1", "state width of 16"]);
+        let llama = |kv: usize| {
+            format!(
+                r#"{{"model_type":"llama","vocab_size":9,"hidden_size":16,"num_hidden_layers":1,"num_attention_heads":4,
+                    "num_key_value_heads":{kv},"intermediate_size":8}}"#
+            )
+        };
+        let config = settled(&llama(4), &llama(2), &["key/value heads of 4"]);
+        assert!(matches!(&config.layers[0], MixerConfig::Attention(attention) if attention.kv_heads == 2));
+    }
+
+    #[test]
+    fn what_is_not_computed_is_refused() {
+        let refused = [
+            (r#"{"model_type":"mamba","vocab_size":9,"hidden_size":8,"num_hidden_layers":1,"hidden_act":"gelu"}"#, "hidden_act"),
+            (r#"{"model_type":"mamba","vocab_size":9,"hidden_size":8,"num_hidden_layers":1,"state_size":-1}"#, "state_size"),
+            (r#"{"d_model":8,"n_layer":1,"vocab_size":9,"ssm_cfg":{"layer":"Mamba3"}}"#, "Mamba1 or Mamba2"),
+            (r#"{"d_model":8,"n_layer":1,"vocab_size":9,"rms_norm":false}"#, "rms_norm"),
+            (r#"{"d_model":64,"n_layer":1,"vocab_size":9,"ssm_cfg":{"layer":"Mamba2","norm_before_gate":true}}"#, "norm_before_gate"),
+            (r#"{"d_model":8,"n_layer":2,"vocab_size":9,"attn_layer_idx":[2],"attn_cfg":{}}"#, "below 2"),
+            (
+                r#"{"d_model":8,"n_layer":1,"vocab_size":9,"attn_layer_idx":[0],"attn_cfg":{"num_heads":1,"head_dim":4,"mlp_dim":8}}"#,
+                "mlp_dim",
+            ),
+            (r#"{"model_type":"granitemoehybrid","num_local_experts":8}"#, "mixtures of experts"),
+            (r#"{"model_type":"nemotron_h","vocab_size":9,"hidden_size":8,"hybrid_override_pattern":"ME"}"#, "`E` at 1"),
+            (r#"{"model_type":"falcon_h1"}"#, "supported:"),
+            (r#"{"vocab_size":9}"#, "no `model_type`"),
+        ];
+        for (text, word) in refused {
+            let error = DecoderConfig::from_json(text).unwrap_err().to_string();
+            assert!(error.contains(word), "{text}: {error}");
+        }
+    }
+}

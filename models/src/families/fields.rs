@@ -251,6 +251,17 @@ impl<'a> Fields<'a> {
         known.ok_or_else(|| self.wrong(key, "one of silu, gelu, gelu_new, gelu_pytorch_tanh, relu2", value))
     }
 
+    /// Refuses an activation of the state-space mixers that is not computed: all of them have SiLU.
+    ///
+    /// # Errors
+    /// When another one is named.
+    pub fn silu_only(&self, keys: &[&str]) -> Result<(), ConfigError> {
+        match self.activation(keys, Activation::Silu)? {
+            Activation::Silu => Ok(()),
+            _ => Err(self.wrong(keys[0], "silu: no other activation of these mixers is supported", "another one")),
+        }
+    }
+
     /// Limits on the step size.
     ///
     /// # Errors

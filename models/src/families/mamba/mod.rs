@@ -55,6 +55,7 @@ impl Family for MambaFamily {
 
     fn read(&'static self, raw: &Map<String, Value>) -> Result<DecoderConfig, ConfigError> {
         let f = Fields::new(self.name(), raw);
+        f.silu_only(&["hidden_act"])?;
         let hidden_size = f.size(&["hidden_size"])?;
         let dt_rank = match f.get(&["time_step_rank"]) {
             Some((_, value)) if value.as_str() == Some("auto") => hidden_size.div_ceil(16),

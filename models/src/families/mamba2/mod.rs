@@ -55,6 +55,7 @@ impl Family for Mamba2Family {
 
     fn read(&'static self, raw: &Map<String, Value>) -> Result<DecoderConfig, ConfigError> {
         let f = Fields::new(self.name(), raw);
+        f.silu_only(&["hidden_act"])?;
         let hidden_size = f.size(&["hidden_size"])?;
         let norm_eps = f.float(&["layer_norm_epsilon"], 1e-5)? as f32;
         let expand = f.size_or(&["expand"], 2)?;

@@ -134,6 +134,7 @@ impl Family for NemotronH {
 
     fn read(&'static self, raw: &Map<String, Value>) -> Result<DecoderConfig, ConfigError> {
         let f = Fields::new(self.name(), raw);
+        f.silu_only(&["mamba_hidden_act"])?;
         let norm_eps = f.float(&["layer_norm_epsilon", "rms_norm_eps"], 1e-5)? as f32;
         let heads = f.size_or(&["num_attention_heads"], 32)?;
         let kv_heads = f.size_or(&["num_key_value_heads"], heads)?;
