@@ -3,11 +3,12 @@
 use std::num::NonZeroUsize;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde_json::{Map, Value};
 use terrarium::kernels::KernelChoice;
 use terrarium::kernels::backend::DeviceSpec;
 use terrarium::runtime::{HubOptions, Precision};
 
-use crate::commands::{bench, doctor, download, finetune, generate, inspect, merge, plot, score, train};
+use crate::commands::{bench, doctor, download, export, finetune, generate, inspect, merge, models, plot, score, train};
 
 /// A portable zoo of language models: Transformer, Mamba-2 and hybrids.
 #[derive(Debug, Parser)]
@@ -32,6 +33,7 @@ pub struct Cli {
 /// The commands. What each is for stands with its arguments.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    Models(models::Arguments),
     Download(download::Arguments),
     Inspect(inspect::Arguments),
     Generate(generate::Arguments),
@@ -39,6 +41,8 @@ pub enum Command {
     Train(train::Arguments),
     Finetune(Box<finetune::Arguments>),
     Merge(merge::Arguments),
+    #[command(visible_alias = "convert")]
+    Export(export::Arguments),
     Plot(plot::Arguments),
     Doctor(doctor::Arguments),
     Bench(bench::Arguments),
@@ -58,6 +62,40 @@ impl HubArgs {
         let environment = HubOptions::from_env();
         HubOptions { offline: environment.offline || self.offline, ..environment }
     }
+}
+
+/// Changes to a model's configuration.
+#[derive(Debug, Clone, Args)]
+pub struct SetArgs {
+    /// Override one key of the model's configuration, as in mamba_num_groups=2; may be given several times.
+    #[arg(long, value_name = "KEY=VALUE", value_parser = parse_assignment)]
+    pub set: Vec<(String, Value)>,
+}
+
+impl SetArgs {
+    /// All keys; the last of a name counts.
+    pub fn overrides(&self) -> Map<String, Value> {
+        self.set.iter().cloned().collect()
+    }
+}
+
+/// `KEY=VALUE`, where the value is JSON or else a string.
+pub fn parse_assignment(text: &str) -> Result<(String, Value), String> {
+    let (key, value) = text.split_once('=').ok_or("expected KEY=VALUE, as in mamba_num_groups=2")?;
+    let key = key.trim();
+    if key.is_empty() {
+        return Err("no key before the `=`".to_string());
+    }
+    let value = serde_json::from_str(value).unwrap_or_else(|_| Value::String(value.to_string()));
+    Ok((key.to_string(), value))
+}
+
+/// A tokenizer that does not come with the model.
+#[derive(Debug, Clone, Default, Args)]
+pub struct TokenizerArgs {
+    /// Take the tokenizer from there [default: the model's own].
+    #[arg(long, value_name = "ORG/NAME[@REV]|DIR")]
+    pub tokenizer: Option<String>,
 }
 
 /// Where and how to compute.

@@ -68,7 +68,7 @@ pub fn unpack() -> Result<Bundle, Failure> {
 pub fn job() -> Result<RunConfig, Failure> {
     let bundle = unpack()?;
     let mut config = RunConfig::from_toml(RECIPE, &[]).map_err(TrainError::from)?;
-    config.base = Some(BaseConfig { model: bundle.model.to_string_lossy().into_owned() });
+    config.base = Some(BaseConfig::new(bundle.model.to_string_lossy()));
     config.data.train = vec![bundle.data];
     Ok(config)
 }

@@ -96,6 +96,18 @@ impl Failure {
             Self::Device(_) | Self::Train(TrainError::Device(_)) => "`terrarium doctor` shows the devices of this build",
             Self::Config(ConfigError::UnknownModelType { .. }) => "`terrarium inspect` reads the same families that `generate` runs",
             Self::Train(TrainError::Config(train::ConfigError::Toml(_))) => "`terrarium help train` shows an example",
+            Self::Runtime(runtime::Error::Tokenizer(runtime::TokenizerError::None)) => {
+                "--tokenizer DIR|ORG/NAME takes one from elsewhere; the models of state-spaces were trained with EleutherAI/gpt-neox-20b"
+            }
+            Self::Train(TrainError::Data(train::data::DataError::NoTokenizer)) => {
+                "`finetune --tokenizer DIR|ORG/NAME` or data.tokenizer takes one from elsewhere; the models of state-spaces were trained with EleutherAI/gpt-neox-20b"
+            }
+            Self::Runtime(runtime::Error::Config { source: ConfigError::Missing { key, .. }, .. })
+            | Self::Train(TrainError::Runtime(runtime::Error::Config { source: ConfigError::Missing { key, .. }, .. }))
+                if !key.contains('.') =>
+            {
+                return Some(format!("if you know it, give it with --set {key}=VALUE"));
+            }
             Self::Io { source, .. } if source.kind() == ErrorKind::StorageFull => "free some space, or choose another folder",
             _ => return None,
         };

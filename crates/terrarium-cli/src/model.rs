@@ -1,33 +1,93 @@
 //! From the flags to a model in memory.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
+use serde_json::{Map, Value};
 use terrarium::burn::tensor::DType;
 use terrarium::kernels::{KernelBackend, KernelChoice, Op, path};
 use terrarium::models::{DecoderConfig, MixerConfig};
-use terrarium::runtime::{self, AdapterConfig, Files, LoadOptions, Loaded, Precision, Resolved};
+use terrarium::runtime::{self, AdapterConfig, Files, LoadOptions, Loaded, Precision, Resolved, Tokenizer};
 
-use crate::args::{ComputeArgs, HubArgs};
+use crate::args::{ComputeArgs, HubArgs, SetArgs, TokenizerArgs};
 use crate::bundled;
 use crate::console::Console;
 use crate::failure::Failure;
 use crate::progress::Downloads;
 
-/// Which model, and how it may be fetched.
+/// Which model, how it may be fetched, and what about its configuration is to be changed.
 #[derive(Debug, Clone, Args)]
 pub struct ModelArgs {
     /// A directory, or a model of the Hugging Face hub [default: the bundled model].
     #[arg(short, long, value_name = "ORG/NAME[@REV]|DIR")]
     pub model: Option<String>,
     #[command(flatten)]
+    pub set: SetArgs,
+    #[command(flatten)]
     pub hub: HubArgs,
 }
 
 impl ModelArgs {
     /// The model's directory, fetched if need be; notes are printed.
-    pub fn resolve(&self, files: Files, console: &Console) -> Result<Resolved, Failure> {
-        resolve(self.model.as_deref(), files, &self.hub, console)
+    pub fn source(&self, tokenizer: &TokenizerArgs, console: &Console) -> Result<Source, Failure> {
+        let tokenizer = tokenizer.dir(&self.hub, console)?;
+        let dir = resolve(self.model.as_deref(), Files::All, &self.hub, console)?.dir;
+        Ok(Source { dir, overrides: self.set.overrides(), tokenizer })
+    }
+}
+
+impl TokenizerArgs {
+    /// The directory of the tokenizer, fetched if need be.
+    pub fn dir(&self, hub: &HubArgs, console: &Console) -> Result<Option<PathBuf>, Failure> {
+        let Some(name) = &self.tokenizer else { return Ok(None) };
+        let path = Path::new(name);
+        let dir = match path.file_name() {
+            _ if path.is_dir() => path.to_path_buf(),
+            Some(file) if file == "tokenizer.json" && path.is_file() => path.parent().map(Path::to_path_buf).unwrap_or_default(),
+            _ => resolve(Some(name), Files::Metadata, hub, console)?.dir,
+        };
+        match kind_of_tokenizer(&dir) {
+            Some(_) => Ok(Some(dir)),
+            None => Err(Failure::usage(format!("--tokenizer {name}: no tokenizer.json and no SentencePiece model there"))),
+        }
+    }
+}
+
+/// What a directory's tokenizer is read from: tokenizer.json, or the name of a SentencePiece model.
+pub fn kind_of_tokenizer(dir: &Path) -> Option<String> {
+    let usual = ["tokenizer.json", "tokenizer.model"];
+    if let Some(name) = usual.into_iter().find(|name| dir.join(name).is_file()) {
+        return Some(name.to_string());
+    }
+    let entries = std::fs::read_dir(dir).ok()?.flatten().filter(|entry| entry.path().is_file());
+    let mut names: Vec<String> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    names.retain(|name| name.ends_with(".model"));
+    names.into_iter().min()
+}
+
+/// The tokenizer of the models that state-spaces publishes, which come without one.
+pub const PILE_TOKENIZER: &str = "EleutherAI/gpt-neox-20b";
+
+/// Whether this is one of those.
+pub fn wants_pile_tokenizer(config: &DecoderConfig) -> bool {
+    config.family.name() == "mamba_ssm" && (50277..=50432).contains(&config.vocab_size)
+}
+
+/// A model's files, and how they are to be read.
+#[derive(Debug, Clone)]
+pub struct Source {
+    /// The model's directory.
+    pub dir: PathBuf,
+    /// Keys in place of those of its configuration.
+    pub overrides: Map<String, Value>,
+    /// Another directory's tokenizer.
+    pub tokenizer: Option<PathBuf>,
+}
+
+impl Source {
+    /// A directory as it is.
+    pub fn of(dir: &Path) -> Self {
+        Self { dir: dir.to_path_buf(), overrides: Map::new(), tokenizer: None }
     }
 }
 
@@ -45,15 +105,34 @@ pub fn resolve(model: Option<&str>, files: Files, hub: &HubArgs, console: &Conso
 
 /// Loads a model's directory. A PEFT adapter is folded into its base model.
 pub fn load<B: KernelBackend>(
-    dir: &Path,
+    source: &Source,
     precision: Precision,
     hub: &HubArgs,
     console: &Console,
     device: &B::Device,
 ) -> Result<Loaded<B>, Failure> {
-    let options = LoadOptions { precision, ..Default::default() };
+    let mut loaded = load_own(source, precision, hub, console, device)?;
+    if let Some(dir) = &source.tokenizer {
+        loaded.tokenizer = Tokenizer::from_dir(dir)?;
+    }
+    if let (Some(tokenizer), []) = (&loaded.tokenizer, loaded.generation.eos.as_slice()) {
+        // A configuration that knows no end of text (mamba_ssm's) leaves it to the tokenizer.
+        loaded.generation.eos = tokenizer.eos().into_iter().collect();
+    }
+    Ok(loaded)
+}
+
+fn load_own<B: KernelBackend>(
+    source: &Source,
+    precision: Precision,
+    hub: &HubArgs,
+    console: &Console,
+    device: &B::Device,
+) -> Result<Loaded<B>, Failure> {
+    let dir = &source.dir;
     let adapter = AdapterConfig::open(dir)?.filter(|_| !dir.join("config.json").is_file());
     let Some(adapter) = adapter else {
+        let options = LoadOptions { precision, overrides: source.overrides.clone() };
         let loaded = runtime::load::<B>(dir, &options, device)?;
         loaded.notes.iter().for_each(|note| console.note(format_args!("note: {note}")));
         return Ok(loaded);
@@ -65,7 +144,7 @@ pub fn load<B: KernelBackend>(
         )
     })?;
     let base = resolve(Some(&base), Files::All, hub, console)?;
-    let mut loaded = load::<B>(&base.dir, precision, hub, console, device)?;
+    let mut loaded = load_own::<B>(&Source { dir: base.dir.clone(), ..source.clone() }, precision, hub, console, device)?;
     let (model, report, _) = runtime::load_adapter(dir, loaded.model, &loaded.config, device)?;
     console.note(format_args!("adapter on {}: {} projections", base.dir.display(), report.adapted.len()));
     loaded.model = model.merge_lora();

@@ -1,7 +1,5 @@
 //! A few greedy continuations, to show what a run changed.
 
-use std::path::Path;
-
 use terrarium::kernels::TrainBackend;
 use terrarium::kernels::backend::{BackendTask, with_backend};
 use terrarium::runtime::tokenizer::Message;
@@ -12,6 +10,7 @@ use terrarium::train::data::{Example, Source, read_sources};
 use crate::commands::train::LaunchArgs;
 use crate::console::Console;
 use crate::failure::Failure;
+use crate::model::Source as ModelSource;
 use crate::{model, output};
 
 /// Longest continuation, in tokens.
@@ -83,9 +82,9 @@ pub struct Sampling<'a> {
 }
 
 impl Sampling<'_> {
-    /// Continues every prompt with the model in `dir` and prints the result.
-    pub fn print(&self, dir: &Path) -> Result<(), Failure> {
-        let answers = with_backend(&self.launch.compute.device, Task { sampling: self, dir })??;
+    /// Continues every prompt with the model of `source` and prints the result.
+    pub fn print(&self, source: &ModelSource) -> Result<(), Failure> {
+        let answers = with_backend(&self.launch.compute.device, Task { sampling: self, source })??;
         output::line(format_args!("-- {} --", self.title))?;
         for (prompt, answer) in self.prompts.iter().zip(answers) {
             output::line(format_args!("> {}\n  {}", one_line(prompt.as_text().unwrap_or_default()), one_line(&answer)))?;
@@ -101,7 +100,7 @@ fn one_line(text: &str) -> String {
 
 struct Task<'a> {
     sampling: &'a Sampling<'a>,
-    dir: &'a Path,
+    source: &'a ModelSource,
 }
 
 impl BackendTask for Task<'_> {
@@ -109,7 +108,7 @@ impl BackendTask for Task<'_> {
 
     fn run<B: TrainBackend>(self, device: &B::Device) -> Self::Output {
         let Sampling { prompts, launch, console, .. } = *self.sampling;
-        let loaded = model::load::<B::InnerBackend>(self.dir, Precision::Auto, &launch.hub, console, device)?;
+        let loaded = model::load::<B::InnerBackend>(self.source, Precision::Auto, &launch.hub, console, device)?;
         let Loaded { model, config, tokenizer: Some(tokenizer), generation, .. } = &loaded else { return Ok(Vec::new()) };
         let ids = prompts.iter().map(|prompt| prompt.encode(tokenizer, config)).collect::<Result<Vec<_>, Failure>>()?;
         let mut options = GenerateOptions::new(LENGTH);

@@ -205,7 +205,7 @@ fn chosen<B: TrainBackend>(model: Decoder<B>, trainer: &Trainer<B>, weights: Wei
 fn output_dtype(config: &RunConfig, base_dir: Option<&Path>) -> Result<Option<burn::tensor::DType>, TrainError> {
     match (config.output.dtype, base_dir) {
         (Some(dtype), _) => Ok(Some(OutputDtype::to_burn(dtype))),
-        (None, Some(dir)) => Ok(Some(terrarium_runtime::Checkpoint::open(dir)?.dtype())),
+        (None, Some(dir)) => Ok(Some(terrarium_runtime::Checkpoint::open_with(dir, &config.overrides())?.dtype())),
         (None, None) => Ok(None),
     }
 }

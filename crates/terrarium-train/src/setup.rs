@@ -7,14 +7,14 @@ use std::fmt;
 use std::path::PathBuf;
 
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use terrarium_kernels::TrainBackend;
 use terrarium_models::{Decoder, DecoderConfig, LoraConfig};
 use terrarium_runtime::{Checkpoint, Files, HubOptions, LoadOptions, Precision, Tokenizer, resolve};
 
 use crate::TrainError;
 use crate::checkpoint::RunState;
-use crate::config::{LoraSection, RunConfig};
+use crate::config::{LoraSection, RunConfig, new_model};
 use crate::data::{Corpus, Cursor, PackStats};
 use crate::event::{Event, Observers};
 use crate::optim::{AdamW, AdamWConfig, Groups, count};
@@ -67,8 +67,8 @@ pub(crate) fn outline(options: &RunOptions, observers: &mut Observers, write: bo
     let base_dir = base_dir(options)?;
     let (tokenizer, tokenizer_dir) = tokenizer::open(&config, base_dir.as_deref(), &options.out_dir, write)?;
     let model = match &base_dir {
-        Some(dir) => Checkpoint::open(dir)?.config,
-        None => new_model(&config, &tokenizer)?,
+        Some(dir) => Checkpoint::open_with(dir, &config.overrides())?.config,
+        None => new_model(&config.model.clone().unwrap_or_default(), &tokens(&tokenizer))?,
     };
     let eos = tokenizer.eos().or(model.eos.first().copied());
     if eos.is_none() {
@@ -105,16 +105,12 @@ fn base_dir(options: &RunOptions) -> Result<Option<PathBuf>, TrainError> {
     }
 }
 
-/// The `[model]` section, with the tokenizer's size and end token where it leaves them open.
-fn new_model(config: &RunConfig, tokenizer: &Tokenizer) -> Result<DecoderConfig, TrainError> {
-    let mut table = config.model.clone().unwrap_or_default();
-    table.entry("vocab_size").or_insert_with(|| tokenizer.vocab_size().into());
-    for (key, id) in [("eos_token_id", tokenizer.eos()), ("bos_token_id", tokenizer.bos()), ("pad_token_id", tokenizer.pad())] {
-        if let Some(id) = id {
-            table.entry(key).or_insert_with(|| id.into());
-        }
-    }
-    Ok(DecoderConfig::from_value_strict(Value::Object(table))?)
+/// What the tokenizer knows of a model's keys.
+fn tokens(tokenizer: &Tokenizer) -> Map<String, Value> {
+    let ids = [("eos_token_id", tokenizer.eos()), ("bos_token_id", tokenizer.bos()), ("pad_token_id", tokenizer.pad())];
+    let mut tokens = Map::from_iter([("vocab_size".to_string(), tokenizer.vocab_size().into())]);
+    tokens.extend(ids.into_iter().filter_map(|(key, id)| Some((key.to_string(), id?.into()))));
+    tokens
 }
 
 /// Builds the model and restores what a checkpoint holds.
@@ -123,7 +119,8 @@ pub(crate) fn ready<B: TrainBackend>(options: &RunOptions, device: &B::Device, o
     let (model, model_config) = match &base_dir {
         Some(dir) => {
             // Master weights are float32 whatever the file holds: small updates would be rounded away otherwise.
-            let loaded = terrarium_runtime::load::<B>(dir, &LoadOptions { precision: Precision::F32, ..Default::default() }, device)?;
+            let options = LoadOptions { precision: Precision::F32, overrides: config.overrides() };
+            let loaded = terrarium_runtime::load::<B>(dir, &options, device)?;
             loaded.notes.into_iter().for_each(|note| observers.tell(Event::Note(note)));
             (loaded.model, loaded.config)
         }

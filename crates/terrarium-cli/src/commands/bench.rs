@@ -1,6 +1,5 @@
 //! `terrarium bench`
 
-use std::path::Path;
 use std::time::Instant;
 
 use clap::Args;
@@ -10,17 +9,17 @@ use terrarium::burn::tensor::{DType, Int, Tensor, TensorData};
 use terrarium::kernels::backend::{BackendTask, with_backend};
 use terrarium::kernels::{KernelBackend, TrainBackend};
 use terrarium::models::{Cache, Decoder, Layout};
-use terrarium::runtime::{Files, Precision};
+use terrarium::runtime::Precision;
 use terrarium::train::TrainConfig;
 use terrarium::train::data::{Batch, IGNORED};
 use terrarium::train::gradients::{Gradients, Norm, clip_factor};
 use terrarium::train::loss;
 use terrarium::train::optim::{AdamW, AdamWConfig};
 
-use crate::args::{ComputeArgs, DtypeArgs};
+use crate::args::{ComputeArgs, DtypeArgs, TokenizerArgs};
 use crate::console::Console;
 use crate::failure::Failure;
-use crate::model::{self, ModelArgs};
+use crate::model::{self, ModelArgs, Source};
 use crate::{interrupt, output};
 
 /// Time generation and a training step.
@@ -72,8 +71,8 @@ struct Report {
 pub fn run(arguments: &Arguments, console: &Console) -> Result<(), Failure> {
     interrupt::immediate();
     model::prepare(&arguments.compute)?;
-    let resolved = arguments.model.resolve(Files::All, console)?;
-    let report = with_backend(&arguments.compute.device, Task { arguments, console, dir: &resolved.dir })??;
+    let source = arguments.model.source(&TokenizerArgs::default(), console)?;
+    let report = with_backend(&arguments.compute.device, Task { arguments, console, source: &source })??;
     if arguments.json {
         return output::json(&report);
     }
@@ -95,18 +94,18 @@ pub fn run(arguments: &Arguments, console: &Console) -> Result<(), Failure> {
 struct Task<'a> {
     arguments: &'a Arguments,
     console: &'a Console,
-    dir: &'a Path,
+    source: &'a Source,
 }
 
 impl BackendTask for Task<'_> {
     type Output = Result<Report, Failure>;
 
     fn run<B: TrainBackend>(self, device: &B::Device) -> Self::Output {
-        let Self { arguments, console, dir } = self;
+        let Self { arguments, console, source } = self;
         let mut report = Report { threads: rayon::current_num_threads(), ..Report::default() };
         let Arguments { prompt_tokens, new_tokens, prefill, train_tokens, repeats, .. } = *arguments;
         let hub = &arguments.model.hub;
-        let loaded = model::load::<B::InnerBackend>(dir, arguments.dtype.dtype.into(), hub, console, device)?;
+        let loaded = model::load::<B::InnerBackend>(source, arguments.dtype.dtype.into(), hub, console, device)?;
         model::require_fused::<B::InnerBackend>(&loaded.config, loaded.dtype)?;
         let mut ids = RandomIds { state: arguments.seed, vocab: loaded.config.vocab_size };
         if new_tokens > 0 {
@@ -124,7 +123,7 @@ impl BackendTask for Task<'_> {
         }
         if train_tokens > 0 && repeats > 0 {
             drop(loaded);
-            let loaded = model::load::<B>(dir, Precision::F32, hub, console, device)?;
+            let loaded = model::load::<B>(source, Precision::F32, hub, console, device)?;
             let batch = batch(ids.take(train_tokens));
             let mut training = Training::<B> { model: Some(loaded.model), optim: AdamW::new(AdamWConfig::new(&TrainConfig::default())) };
             report.train_step_ms = repeat(repeats, || training.step(&batch, device));

@@ -5,11 +5,13 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use terrarium::train::{self, RunConfig, TrainError};
 
-use super::train::{LaunchArgs, launch, options, quoted, summary};
+use super::train::{LaunchArgs, launch, options, quoted, set_model_keys, summary};
+use crate::args::TokenizerArgs;
 use crate::bundled;
 use crate::console::Console;
 use crate::failure::Failure;
-use crate::{model, output, samples};
+use crate::model::{self, Source};
+use crate::{output, samples};
 
 /// Fine-tune a model on your data; without arguments, the bundled one on the bundled set.
 ///
@@ -22,6 +24,8 @@ pub struct Arguments {
     /// The model to start from [default: the bundled model].
     #[arg(short, long, value_name = "ORG/NAME[@REV]|DIR")]
     model: Option<String>,
+    #[command(flatten)]
+    tokenizer: TokenizerArgs,
     /// Files or directories to learn from (.jsonl, .json, .txt, .md); may be given several times.
     #[arg(short, long, value_name = "PATH", num_args = 1..)]
     data: Vec<PathBuf>,
@@ -74,7 +78,7 @@ pub struct Arguments {
 /// Fine-tunes, with samples before and after.
 pub fn run(arguments: &Arguments, console: &Console) -> Result<(), Failure> {
     model::prepare(&arguments.launch.compute)?;
-    let job = Job::new(arguments)?;
+    let job = Job::new(arguments, console)?;
     let out_dir = arguments.out_dir.clone().unwrap_or_else(|| default_dir(arguments.launch.resume.is_some()));
     let prompts = if arguments.launch.dry_run { Vec::new() } else { job.prompts(arguments.samples) };
     let before = samples::Sampling { title: "before", prompts: &prompts, launch: &arguments.launch, console };
@@ -85,13 +89,14 @@ pub fn run(arguments: &Arguments, console: &Console) -> Result<(), Failure> {
             return Err(TrainError::RunExists { dir: options.out_dir }.into());
         }
         train::plan(&options)?;
-        before.print(base)?;
+        let tokenizer = options.config.data.tokenizer.as_ref().map(PathBuf::from).filter(|dir| dir.is_dir());
+        before.print(&Source { dir: base.clone(), overrides: options.config.overrides(), tokenizer })?;
     }
     let Some(report) = launch(options, &arguments.launch, console)? else { return Ok(()) };
     summary(&report, console)?;
     let Some(dir) = report.model_dir.as_deref().or(report.adapter_dir.as_deref()) else { return Ok(()) };
     if !prompts.is_empty() {
-        samples::Sampling { title: "after", ..before }.print(dir)?;
+        samples::Sampling { title: "after", ..before }.print(&Source::of(dir))?;
     }
     let prompt = prompts.first().and_then(samples::Prompt::as_text).unwrap_or("Once upon a time");
     output::line(format_args!("generate from it:\n  terrarium generate --model {} --prompt {}", quoted(dir), quoted(Path::new(prompt))))
@@ -104,7 +109,7 @@ struct Job {
 }
 
 impl Job {
-    fn new(arguments: &Arguments) -> Result<Self, Failure> {
+    fn new(arguments: &Arguments, console: &Console) -> Result<Self, Failure> {
         let bundled_data = arguments.data.is_empty();
         if bundled_data && arguments.model.is_some() {
             return Err(Failure::usage_hint(
@@ -118,9 +123,15 @@ impl Job {
             (Some(model), _) => RunConfig::finetune(&base(model)?, absolute(&arguments.data)?),
         };
         config.data.valid.extend(absolute(&arguments.valid)?);
-        for assignment in arguments.assignments().iter().chain(&arguments.launch.set) {
+        if let Some(dir) = arguments.tokenizer.dir(&arguments.launch.hub, console)? {
+            let dir = std::path::absolute(&dir).map_err(Failure::io("find", &dir))?;
+            config.data.tokenizer = Some(dir.to_string_lossy().into_owned());
+        }
+        let (run, of_model) = arguments.launch.assignments();
+        for assignment in arguments.assignments().iter().chain(&run) {
             config.set(assignment).map_err(TrainError::from)?;
         }
+        set_model_keys(&mut config, &of_model)?;
         if arguments.full {
             config.lora = None;
         }

@@ -1,7 +1,7 @@
 //! `terrarium generate`
 
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::{ArgGroup, Args};
 use serde::{Deserialize, Serialize};
@@ -9,13 +9,13 @@ use terrarium::kernels::TrainBackend;
 use terrarium::kernels::backend::{BackendTask, with_backend};
 use terrarium::models::DecoderConfig;
 use terrarium::runtime::tokenizer::Message;
-use terrarium::runtime::{self, Files, Finish, GenerateOptions, Generated, GenerationConfig, Loaded, Piece, Row, Sampling, Tokenizer};
+use terrarium::runtime::{self, Finish, GenerateOptions, Generated, GenerationConfig, Loaded, Piece, Row, Sampling, Tokenizer};
 use terrarium::train::StopFlag;
 
-use crate::args::{ComputeArgs, DtypeArgs};
+use crate::args::{ComputeArgs, DtypeArgs, TokenizerArgs};
 use crate::console::Console;
 use crate::failure::Failure;
-use crate::model::{self, ModelArgs};
+use crate::model::{self, ModelArgs, Source};
 use crate::{interrupt, output};
 
 /// Continue a prompt.
@@ -31,6 +31,8 @@ use crate::{interrupt, output};
 pub struct Arguments {
     #[command(flatten)]
     model: ModelArgs,
+    #[command(flatten)]
+    tokenizer: TokenizerArgs,
     /// Text to continue; may be given several times.
     #[arg(short, long, value_name = "TEXT")]
     prompt: Vec<String>,
@@ -109,9 +111,9 @@ struct Answer<'a> {
 pub fn run(arguments: &Arguments, console: &Console) -> Result<(), Failure> {
     model::prepare(&arguments.compute)?;
     let prompts = prompts(arguments)?;
-    let resolved = arguments.model.resolve(Files::All, console)?;
+    let source = arguments.model.source(&arguments.tokenizer, console)?;
     let stop = interrupt::graceful()?;
-    with_backend(&arguments.compute.device, Task { arguments, console, prompts, dir: &resolved.dir, stop })?
+    with_backend(&arguments.compute.device, Task { arguments, console, prompts, source: &source, stop })?
 }
 
 fn prompts(arguments: &Arguments) -> Result<Vec<Prompt>, Failure> {
@@ -141,7 +143,7 @@ struct Task<'a> {
     arguments: &'a Arguments,
     console: &'a Console,
     prompts: Vec<Prompt>,
-    dir: &'a Path,
+    source: &'a Source,
     stop: StopFlag,
 }
 
@@ -149,8 +151,8 @@ impl BackendTask for Task<'_> {
     type Output = Result<(), Failure>;
 
     fn run<B: TrainBackend>(self, device: &B::Device) -> Self::Output {
-        let Self { arguments, console, prompts, dir, stop } = self;
-        let loaded = model::load::<B::InnerBackend>(dir, arguments.dtype.dtype.into(), &arguments.model.hub, console, device)?;
+        let Self { arguments, console, prompts, source, stop } = self;
+        let loaded = model::load::<B::InnerBackend>(source, arguments.dtype.dtype.into(), &arguments.model.hub, console, device)?;
         model::require_fused::<B::InnerBackend>(&loaded.config, loaded.dtype)?;
         let ids = prompts.iter().map(|prompt| encode(prompt, arguments, loaded.tokenizer.as_ref(), &loaded.config));
         let ids = ids.collect::<Result<Vec<_>, Failure>>()?;

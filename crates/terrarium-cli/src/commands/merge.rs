@@ -55,7 +55,7 @@ pub fn run(arguments: &Arguments, console: &Console) -> Result<(), Failure> {
 }
 
 /// A run keeps its adapter in a folder of its own.
-fn adapter_dir(given: &Path) -> PathBuf {
+pub fn adapter_dir(given: &Path) -> PathBuf {
     let inner = given.join("adapter");
     if inner.join("adapter_config.json").is_file() { inner } else { given.to_path_buf() }
 }

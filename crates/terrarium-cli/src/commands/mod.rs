@@ -3,10 +3,12 @@
 pub mod bench;
 pub mod doctor;
 pub mod download;
+pub mod export;
 pub mod finetune;
 pub mod generate;
 pub mod inspect;
 pub mod merge;
+pub mod models;
 pub mod plot;
 pub mod score;
 pub mod train;
@@ -21,6 +23,7 @@ use crate::failure::Failure;
 /// Runs a command.
 pub fn run(command: Command, console: &Console) -> Result<(), Failure> {
     match command {
+        Command::Models(arguments) => models::run(&arguments),
         Command::Download(arguments) => download::run(&arguments, console),
         Command::Inspect(arguments) => inspect::run(&arguments, console),
         Command::Generate(arguments) => generate::run(&arguments, console),
@@ -28,6 +31,7 @@ pub fn run(command: Command, console: &Console) -> Result<(), Failure> {
         Command::Train(arguments) => train::run(&arguments, console),
         Command::Finetune(arguments) => finetune::run(&arguments, console),
         Command::Merge(arguments) => merge::run(&arguments, console),
+        Command::Export(arguments) => export::run(&arguments, console),
         Command::Plot(arguments) => plot::run(&arguments, console),
         Command::Doctor(arguments) => doctor::run(&arguments, console),
         Command::Bench(arguments) => bench::run(&arguments, console),

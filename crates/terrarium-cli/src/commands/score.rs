@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use terrarium::kernels::TrainBackend;
 use terrarium::kernels::backend::{BackendTask, with_backend};
-use terrarium::runtime::{self, Files, InputError, Loaded, ScoreInput, ScoreOptions};
+use terrarium::runtime::{self, InputError, Loaded, ScoreInput, ScoreOptions};
 
-use crate::args::{ComputeArgs, DtypeArgs};
+use crate::args::{ComputeArgs, DtypeArgs, TokenizerArgs};
 use crate::console::Console;
 use crate::failure::Failure;
-use crate::model::{self, ModelArgs};
+use crate::model::{self, ModelArgs, Source};
 use crate::{interrupt, output, progress};
 
 /// Log-probabilities of given tokens.
@@ -24,6 +24,8 @@ use crate::{interrupt, output, progress};
 pub struct Arguments {
     #[command(flatten)]
     model: ModelArgs,
+    #[command(flatten)]
+    tokenizer: TokenizerArgs,
     /// A .jsonl file; - is standard input.
     #[arg(short, long, value_name = "F.jsonl")]
     input: PathBuf,
@@ -50,8 +52,8 @@ pub fn run(arguments: &Arguments, console: &Console) -> Result<(), Failure> {
     interrupt::immediate();
     model::prepare(&arguments.compute)?;
     let (lines, inputs) = inputs(&arguments.input)?;
-    let resolved = arguments.model.resolve(Files::All, console)?;
-    with_backend(&arguments.compute.device, Task { arguments, console, lines, inputs, dir: &resolved.dir })?
+    let source = arguments.model.source(&arguments.tokenizer, console)?;
+    with_backend(&arguments.compute.device, Task { arguments, console, lines, inputs, source: &source })?
 }
 
 fn inputs(file: &Path) -> Result<(Vec<usize>, Vec<ScoreInput>), Failure> {
@@ -78,15 +80,15 @@ struct Task<'a> {
     /// Line of each input.
     lines: Vec<usize>,
     inputs: Vec<ScoreInput>,
-    dir: &'a Path,
+    source: &'a Source,
 }
 
 impl BackendTask for Task<'_> {
     type Output = Result<(), Failure>;
 
     fn run<B: TrainBackend>(self, device: &B::Device) -> Self::Output {
-        let Self { arguments, console, lines, inputs, dir } = self;
-        let loaded = model::load::<B::InnerBackend>(dir, arguments.dtype.dtype.into(), &arguments.model.hub, console, device)?;
+        let Self { arguments, console, lines, inputs, source } = self;
+        let loaded = model::load::<B::InnerBackend>(source, arguments.dtype.dtype.into(), &arguments.model.hub, console, device)?;
         let Loaded { model, config, tokenizer, .. } = &loaded;
         model::require_fused::<B::InnerBackend>(config, loaded.dtype)?;
         let mut options = ScoreOptions { top: arguments.top, ..ScoreOptions::default() };

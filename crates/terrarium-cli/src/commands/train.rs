@@ -4,6 +4,7 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use serde_json::Map;
 use terrarium::burn::tensor::DType;
 use terrarium::kernels::backend::{BackendTask, with_backend};
 use terrarium::kernels::{KernelChoice, TrainBackend};
@@ -11,22 +12,26 @@ use terrarium::models::DecoderConfig;
 use terrarium::runtime::{self, Files};
 use terrarium::train::{self, Display, Outcome, Resume, RunConfig, RunOptions, RunReport};
 
-use crate::args::{ComputeArgs, HubArgs, Kernel};
+use crate::args::{ComputeArgs, HubArgs, Kernel, parse_assignment};
 use crate::console::Console;
 use crate::failure::Failure;
 use crate::{interrupt, model, output};
 
 /// Train a model as a configuration file says.
 ///
-/// The TOML file has sections model (a new model) or base (a checkpoint), data, train, lora and output. Everything of the run goes to its directory: the full configuration, a log, checkpoints, and at the end the model in
+/// The TOML file has sections model (a new model: its keys, or preset = "NAME" and what differs) or base (a checkpoint), data, train, lora and output. Everything of the run goes to its directory: the full configuration, a log, checkpoints, and at the end the model in
 /// Hugging Face layout. On a terminal a dashboard shows the curves. Ctrl-C (or q) saves and leaves; --resume goes on.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  terrarium train --config tiny.toml --set train.lr=1e-3 --out-dir runs/tiny\n  \
+    terrarium train --config data.toml --preset mamba2-130m --set vocab_size=1024\n  \
     terrarium train --config tiny.toml --out-dir runs/tiny --resume")]
 pub struct Arguments {
     /// The run's configuration.
     #[arg(short, long, value_name = "FILE.toml")]
     config: PathBuf,
+    /// The shape of a published model for a new one, as model.preset in FILE; `terrarium models` lists them.
+    #[arg(long, value_name = "NAME")]
+    preset: Option<String>,
     /// Where the run goes [default: runs/NAME, from FILE's name].
     #[arg(short, long, value_name = "DIR")]
     out_dir: Option<PathBuf>,
@@ -37,7 +42,8 @@ pub struct Arguments {
 /// Flags of every run.
 #[derive(Debug, Clone, Args)]
 pub struct LaunchArgs {
-    /// Override one key of the configuration, as in train.lr=1e-3; may be given several times.
+    /// Override one key of the run's configuration, as in train.lr=1e-3, or of the model's, as in vocab_size=512; may be
+    /// given several times.
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
     /// Go on from the last checkpoint of the run (auto), or from a run's or checkpoint's directory.
@@ -64,7 +70,12 @@ pub struct LaunchArgs {
 /// Trains.
 pub fn run(arguments: &Arguments, console: &Console) -> Result<(), Failure> {
     model::prepare(&arguments.launch.compute)?;
-    let mut config = RunConfig::from_file(&arguments.config, &arguments.launch.set).map_err(train::TrainError::from)?;
+    let (mut run, of_model) = arguments.launch.assignments();
+    if let Some(preset) = &arguments.preset {
+        run.insert(0, format!("model.preset={preset:?}"));
+    }
+    let mut config = RunConfig::from_file(&arguments.config, &run).map_err(train::TrainError::from)?;
+    set_model_keys(&mut config, &of_model)?;
     arguments.launch.apply(&mut config);
     let out_dir = arguments.out_dir.clone().unwrap_or_else(|| default_dir(&arguments.config));
     let options = options(config, out_dir, &arguments.launch, console)?;
@@ -92,6 +103,15 @@ impl LaunchArgs {
         }
     }
 
+    /// What --set says of the run, as it stands, and of the model: keys without a section.
+    pub fn assignments(&self) -> (Vec<String>, Vec<String>) {
+        const SECTIONS: [&str; 6] = ["model", "base", "data", "train", "lora", "output"];
+        self.set.iter().cloned().partition(|assignment| {
+            let key = assignment.split('=').next().unwrap_or_default().trim();
+            key.contains('.') || SECTIONS.contains(&key) || !assignment.contains('=')
+        })
+    }
+
     fn resume(&self) -> Resume {
         match self.resume.as_deref() {
             None => Resume::No,
@@ -107,6 +127,21 @@ impl LaunchArgs {
             (false, false) => Display::Auto,
         }
     }
+}
+
+/// Puts keys of a model's configuration where the run keeps them.
+pub fn set_model_keys(config: &mut RunConfig, assignments: &[String]) -> Result<(), Failure> {
+    for assignment in assignments {
+        let (key, value) = parse_assignment(assignment).map_err(|reason| Failure::usage(format!("--set {assignment}: {reason}")))?;
+        if value.is_null() {
+            return Err(Failure::usage(format!("--set {assignment}: the file of a run's configuration cannot hold null")));
+        }
+        match &mut config.base {
+            Some(base) => base.set.insert(key, value),
+            None => config.model.get_or_insert_default().insert(key, value),
+        };
+    }
+    Ok(())
 }
 
 /// A run that can be started: its base model is on this computer, and the kernels that were asked for exist.
@@ -160,8 +195,9 @@ fn check_fused(options: &RunOptions, kernel: Kernel) -> Result<(), Failure> {
         return Ok(());
     }
     let config = match (&options.base_dir, &options.config.model) {
-        (Some(dir), _) => runtime::Checkpoint::open(dir)?.config,
-        (None, Some(keys)) => DecoderConfig::from_value_strict(keys.clone().into())?,
+        (Some(dir), _) => runtime::Checkpoint::open_with(dir, &options.config.overrides())?.config,
+        // Which operations there are does not depend on the vocabulary, which the tokenizer settles.
+        (None, Some(keys)) => train::config::new_model(keys, &Map::from_iter([("vocab_size".to_string(), 1.into())]))?,
         (None, None) => return Ok(()),
     };
     with_backend(&options.device, Check(config))?

@@ -140,7 +140,11 @@ fn write(dir: &Path, source: &mut dyn Parameters, config: &DecoderConfig, option
         copy(from, GENERATION, staged.path(), &mut files)?;
     }
     if !files.iter().any(|name| name == GENERATION) {
-        write_text(&staged, GENERATION, &pretty(&GenerationConfig::minimal(config)), &mut files)?;
+        // A configuration that knows no end of text (mamba_ssm's) leaves it to the tokenizer.
+        let tokenizer = if config.eos.is_empty() { Tokenizer::from_dir(staged.path()).ok().flatten() } else { None };
+        let eos = tokenizer.and_then(|tokenizer| tokenizer.eos());
+        let config = DecoderConfig { eos: eos.map_or(config.eos.clone(), |id| vec![id]), ..config.clone() };
+        write_text(&staged, GENERATION, &pretty(&GenerationConfig::minimal(&config)), &mut files)?;
     }
     let readme = options.card.clone().unwrap_or_else(|| card(dir, config, options.base_model.as_deref()));
     write_text(&staged, "README.md", &readme, &mut files)?;

@@ -1,6 +1,7 @@
 //! The configuration of a run: TOML sections, defaults, overrides.
 
 mod edit;
+mod preset;
 
 use std::path::{Path, PathBuf};
 
@@ -9,12 +10,14 @@ use serde_json::{Map, Value};
 use terrarium_models::lora::{LoraConfig, LoraTargets};
 
 pub use edit::{ConfigError, changed_keys};
+pub use preset::{near_presets, new_model};
 
 /// A whole run. Every field of every section has a default, but for the model and the data.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RunConfig {
-    /// `[model]`: a new model, with the keys of a Hugging Face `config.json` (`model_type` and its dimensions).
+    /// `[model]`: a new model, with the keys of a Hugging Face `config.json` (`model_type` and its dimensions), or `preset`
+    /// and keys that differ from that published model's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<Map<String, Value>>,
     /// `[base]`: a checkpoint to start from instead.
@@ -39,6 +42,16 @@ pub struct RunConfig {
 pub struct BaseConfig {
     /// A directory in Hugging Face layout, or `org/name[@revision]` on the hub.
     pub model: String,
+    /// Keys that replace or complete those of its configuration.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    pub set: Map<String, Value>,
+}
+
+impl BaseConfig {
+    /// A checkpoint as it is.
+    pub fn new(model: impl Into<String>) -> Self {
+        Self { model: model.into(), set: Map::new() }
+    }
 }
 
 /// `[data]`.
@@ -296,12 +309,17 @@ impl RunConfig {
     pub fn finetune(base: &str, data: Vec<PathBuf>) -> Self {
         Self {
             model: None,
-            base: Some(BaseConfig { model: base.to_string() }),
+            base: Some(BaseConfig::new(base)),
             data: DataConfig { train: data, ..DataConfig::default() },
             train: TrainConfig { epochs: Some(3.0), lr: 2e-4, weight_decay: 0.0, batch: 4, eval_every: 50, ..TrainConfig::default() },
             lora: Some(LoraSection::default()),
             output: OutputConfig::default(),
         }
+    }
+
+    /// Keys of `[base]` that replace or complete those of the checkpoint's configuration.
+    pub fn overrides(&self) -> Map<String, Value> {
+        self.base.as_ref().map(|base| base.set.clone()).unwrap_or_default()
     }
 
     /// Checks what the types cannot.
@@ -352,6 +370,7 @@ impl RunConfig {
             (Some(_), Some(_)) => fail("model", "give either [model] (a new model) or [base] (a checkpoint), not both"),
             (None, None) => fail("model", "give [model] (a new model) or [base] (a checkpoint)"),
             (Some(_), None) if self.lora.is_some() => fail("lora", "adapters need a trained model: give [base] instead of [model]"),
+            (Some(model), None) => preset::named(model).map(drop),
             _ => Ok(()),
         }
     }
