@@ -139,7 +139,7 @@ pub fn run(arguments: &Arguments, console: &Console) -> Result<(), Failure> {
         layout: match arguments.layout {
             LayoutArg::Auto => Layout::Auto,
             LayoutArg::Hf => Layout::HuggingFace,
-            LayoutArg::Native => Layout::MambaSsm,
+            LayoutArg::Native => Layout::Native,
             LayoutArg::Own => Layout::Own,
         },
         dtype: arguments.dtype.to_burn(),
