@@ -5,6 +5,7 @@ use std::path::Path;
 use clap::Args;
 use serde::Serialize;
 use serde_json::{Map, Value};
+use terrarium::models::families::mamba_ssm::MambaSsm;
 use terrarium::models::presets::{self, Preset};
 use terrarium::models::{ConfigError, DecoderConfig};
 use terrarium::runtime::{self, AdapterConfig, Checkpoint, CheckpointError, Files, RemoteFile, RepoId, Resolved, TensorInfo};
@@ -41,6 +42,8 @@ pub struct Arguments {
     #[arg(long)]
     json: bool,
 }
+
+static NATIVE: MambaSsm = MambaSsm;
 
 /// What is known of a model.
 #[derive(Debug, Serialize)]
@@ -79,6 +82,9 @@ struct Report {
     tensors: Vec<Tensor>,
     #[serde(skip)]
     without_tokenizer: String,
+    /// Whether mamba_ssm's layout holds it.
+    #[serde(skip)]
+    native: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -268,6 +274,7 @@ fn report(arguments: &Arguments, found: Found) -> Report {
         } else {
             "none: token ids only, or --tokenizer".to_string()
         },
+        native: config.in_family(&NATIVE).is_ok(),
     }
 }
 
@@ -283,7 +290,13 @@ fn print(report: &Report) -> Result<(), Failure> {
         (None, Some(repository), Some(dir)) => ("model", format!("{repository} in {dir}")),
         (None, _, dir) => ("directory", dir.clone().unwrap_or_default()),
     };
-    let weights = format!("{} as stored, {} in f32", report.bytes.map_or_else(unknown, output::bytes), output::bytes(report.f32_bytes));
+    let preset = report.preset.is_some();
+    let stored = match report.bytes {
+        _ if preset => format!("{} in bf16", output::bytes(report.f32_bytes / 2)),
+        Some(bytes) => format!("{} as stored", output::bytes(bytes)),
+        None => unknown(),
+    };
+    let weights = format!("{}, {} in f32", stored, output::bytes(report.f32_bytes));
     let state = format!(
         "{} in f32, {} in bf16, per sequence after {} tokens",
         bytes(report.state_bytes),
@@ -293,7 +306,8 @@ fn print(report: &Report) -> Result<(), Failure> {
     let transformers = match (report.exports_to, report.architecture) {
         (Some(family), Some(class)) if family == report.family => format!("opened as it is ({class})"),
         (Some(family), Some(class)) => format!("opened after `terrarium export` as {family} ({class})"),
-        _ => "has no such model; `terrarium export --layout native` keeps mamba_ssm's layout".to_string(),
+        _ if report.native => "has no such model; `terrarium export --layout native` writes mamba_ssm's layout".to_string(),
+        _ => "has no such model".to_string(),
     };
     let rows = [
         place,
@@ -309,7 +323,10 @@ fn print(report: &Report) -> Result<(), Failure> {
         ("tokenizer", report.tokenizer.as_ref().map_or_else(|| report.without_tokenizer.clone(), |name| tokenizer(name))),
         ("transformers", transformers),
     ];
-    for (name, value) in rows {
+    // Nothing is known of a preset's files.
+    let unknown =
+        |name: &str| preset && (name == "dtype" || (name == "tokenizer" && !report.without_tokenizer.contains(model::PILE_TOKENIZER)));
+    for (name, value) in rows.into_iter().filter(|(name, _)| !unknown(name)) {
         output::line(format_args!("{name:<12} {value}"))?;
     }
     for note in &report.notes {

@@ -17,6 +17,9 @@ const TRAINING: usize = 16;
 /// Symbols of a pattern that are shown.
 const SHOWN: usize = 12;
 
+/// Characters of a repository that are shown.
+const REPOSITORY: usize = 33;
+
 /// List published models whose shapes are known.
 ///
 /// Each name is a preset: `inspect NAME` shows it, `train --preset NAME` makes a new model of its shape. Their weights
@@ -73,7 +76,7 @@ impl Row {
             bytes(self.inference_bytes),
             bytes(self.training_bytes),
             self.tried.to_string(),
-            self.repository.to_string(),
+            short(self.repository),
         ]
     }
 }
@@ -95,14 +98,15 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         return output::json(&serde_json::json!({ "state_tokens": TOKENS, "models": rows }));
     }
     let mut table: Vec<[String; 8]> =
-        vec![["name", "family", "layers", "parameters", "inference", "training", "tried", "repository"].map(String::from)];
+        vec![["name", "family", "layers", "params", "inference", "training", "tried", "repository"].map(String::from)];
     table.extend(rows.iter().map(Row::cells));
     print(&table)?;
     output::line(format_args!(
         "\nlayers: M Mamba-2, m Mamba, * attention, - MLP\n\
          inference: weights in bf16 and the state of one sequence after {TOKENS} tokens\n\
          training: f32 weights, gradients and AdamW's two moments ({TRAINING} bytes per parameter); activations come on top\n\
-         tried: weights: these weights were loaded and compared; layout: small random checkpoints of this layout were"
+         tried: weights: these weights were loaded and compared; layout: small random checkpoints of this layout were\n\
+         --json has patterns and repositories in full"
     ))
 }
 
@@ -119,6 +123,14 @@ fn print(table: &[[String; 8]]) -> Result<(), Failure> {
         output::line(line.trim_end())?;
     }
     Ok(())
+}
+
+/// The beginning of a name that is longer than the rest of a line of 120 columns.
+fn short(repository: &str) -> String {
+    match repository.char_indices().nth(REPOSITORY - 2) {
+        Some((end, _)) if repository.chars().count() > REPOSITORY => format!("{}..", &repository[..end]),
+        _ => repository.to_string(),
+    }
 }
 
 /// `24 x M`, `32 x *-`, or the first symbols.

@@ -7,7 +7,8 @@ use tempfile::TempDir;
 
 use crate::common::{run, terrarium, text, tiny_model};
 
-const COMMANDS: [&str; 10] = ["download", "inspect", "generate", "score", "train", "finetune", "merge", "plot", "doctor", "bench"];
+const COMMANDS: [&str; 12] =
+    ["models", "export", "download", "inspect", "generate", "score", "train", "finetune", "merge", "plot", "doctor", "bench"];
 
 #[test]
 fn help_of_every_command_has_an_example() {

@@ -3,6 +3,8 @@
 mod basics;
 mod common;
 mod hub;
+mod hub_server;
+mod layouts;
 mod models;
 mod runs;
 mod terminal;
