@@ -59,7 +59,7 @@ fn copy(from: &Path, to: &Path) {
 /// What the fixture's configuration does not hold: the arguments of old Megatron runs lack sizes of the Mamba layers.
 pub fn options(fixture: &Path) -> LoadOptions {
     let mut options = LoadOptions::default();
-    if fixture.join("release").exists() {
+    if fixture.join("latest_checkpointed_iteration.txt").exists() {
         let text = std::fs::read_to_string(fixture.join("expected.json")).unwrap();
         let expected: serde_json::Value = serde_json::from_str(&text).unwrap();
         let groups = expected["arch"]["mamba_num_groups"].clone();

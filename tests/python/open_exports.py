@@ -38,7 +38,7 @@ def main():
         with tempfile.TemporaryDirectory() as scratch:
             out = pathlib.Path(scratch) / 'out'
             command = [a.terrarium, 'export', str(fixture), str(out), '--layout', 'hf']
-            if (fixture / 'release').exists():
+            if (fixture / 'latest_checkpointed_iteration.txt').exists():
                 arch = json.loads((fixture / 'expected.json').read_text())['arch']
                 command += ['--set', f"mamba_num_groups={arch['mamba_num_groups']}"]
             run = subprocess.run(command, capture_output=True, text=True)
