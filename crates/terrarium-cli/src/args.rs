@@ -10,7 +10,7 @@ use terrarium::runtime::{HubOptions, Precision};
 
 use crate::commands::{bench, doctor, download, export, finetune, generate, inspect, merge, models, plot, score, train};
 
-/// A portable zoo of language models: Transformer, Mamba-2 and hybrids.
+/// A portable zoo of language models: Transformer, Mamba, Mamba-2 and hybrids.
 #[derive(Debug, Parser)]
 #[command(
     name = "terrarium",

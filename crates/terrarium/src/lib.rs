@@ -1,6 +1,6 @@
 //! terrarium: a portable zoo of language models for [Burn](burn).
 //!
-//! Transformer, Mamba-2 and any hybrid of them, written once and generic over Burn's `Backend`; the backend is a cargo
+//! Transformer, Mamba, Mamba-2 and any hybrid of them, written once and generic over Burn's `Backend`; the backend is a cargo
 //! feature. This crate only gathers the others:
 //!
 //! - [`kernels`]: operations of state-space models and attention, references and fast paths;
