@@ -136,8 +136,8 @@ fn short(repository: &str) -> String {
 /// `24 x M`, `32 x *-`, or the first symbols.
 fn short_pattern(pattern: &str) -> String {
     let symbols: Vec<char> = pattern.chars().collect();
-    let period =
-        (1..=SHOWN.min(symbols.len() / 2)).find(|&p| symbols.len() % p == 0 && symbols.chunks(p).all(|unit| *unit == symbols[..p]));
+    let period = (1..=SHOWN.min(symbols.len() / 2))
+        .find(|&p| symbols.len().is_multiple_of(p) && symbols.chunks(p).all(|unit| *unit == symbols[..p]));
     match period {
         Some(p) => format!("{} x {}", symbols.len() / p, symbols[..p].iter().collect::<String>()),
         None if symbols.len() <= SHOWN => pattern.to_string(),

@@ -41,8 +41,25 @@ pub fn new_model(section: &Map<String, Value>, tokens: &Map<String, Value>) -> R
     }
     let Value::Object(mut table) = preset.config else { return Err(ModelError::Json(format!("{KEY} {}", preset.name)).into()) };
     table.extend(tokens.iter().filter(|(key, _)| *key != "vocab_size").map(|(key, value)| (key.clone(), value.clone())));
+    // Some keys have a second name, and the preset's would win without a word.
+    let read = |table: &Map<String, Value>| {
+        let config = DecoderConfig::from_value(Value::Object(table.clone()))?;
+        Ok::<_, ModelError>(DecoderConfig { raw: Map::new(), ..config })
+    };
+    for (key, value) in own.iter().filter(|(key, _)| !table.contains_key(*key)) {
+        let mut with = table.clone();
+        with.insert(key.clone(), value.clone());
+        if read(&with).is_ok_and(|with| read(&table).is_ok_and(|without| with == without)) {
+            let reason = format!("changes nothing in the preset {}, whose keys are {}", preset.name, join(&table));
+            return Err(ConfigError::Value { key: format!("model.{key}"), reason }.into());
+        }
+    }
     table.extend(own);
     Ok(DecoderConfig::from_value(Value::Object(table))?)
+}
+
+fn join(table: &Map<String, Value>) -> String {
+    table.keys().map(String::as_str).collect::<Vec<_>>().join(", ")
 }
 
 /// Names of the presets that are spelt most like `name`.
@@ -96,7 +113,9 @@ mod tests {
         let near = said(serde_json::json!({ "preset": "mamba2-130" }));
         assert!(near.contains("mamba2-130m") && near.contains("model.preset"), "{near}");
         assert!(said(serde_json::json!({ "preset": 3 })).contains("model.preset"));
-        assert!(said(serde_json::json!({ "preset": "mamba2-130m", "n_layers": 3 })).contains("n_layers"));
+        assert!(said(serde_json::json!({ "preset": "mamba2-130m", "num_layers": 3 })).contains("num_layers"));
+        let alias = said(serde_json::json!({ "preset": "mamba2-130m", "n_layers": 3 }));
+        assert!(alias.contains("n_layers changes nothing") && alias.contains("n_layer,"), "{alias}");
     }
 
     #[test]
