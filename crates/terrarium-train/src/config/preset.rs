@@ -115,7 +115,7 @@ mod tests {
         assert!(said(serde_json::json!({ "preset": 3 })).contains("model.preset"));
         assert!(said(serde_json::json!({ "preset": "mamba2-130m", "num_layers": 3 })).contains("num_layers"));
         let alias = said(serde_json::json!({ "preset": "mamba2-130m", "n_layers": 3 }));
-        assert!(alias.contains("n_layers changes nothing") && alias.contains("n_layer,"), "{alias}");
+        assert!(alias.contains("n_layers: changes nothing") && alias.contains("n_layer,"), "{alias}");
     }
 
     #[test]
