@@ -65,14 +65,6 @@ pub fn kind_of_tokenizer(dir: &Path) -> Option<String> {
     names.into_iter().min()
 }
 
-/// The tokenizer of the models that state-spaces publishes, which come without one.
-pub const PILE_TOKENIZER: &str = "EleutherAI/gpt-neox-20b";
-
-/// Whether this is one of those.
-pub fn wants_pile_tokenizer(config: &DecoderConfig) -> bool {
-    config.family.name() == "mamba_ssm" && (50277..=50432).contains(&config.vocab_size)
-}
-
 /// A model's files, and how they are to be read.
 #[derive(Debug, Clone)]
 pub struct Source {

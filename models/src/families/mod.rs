@@ -167,6 +167,11 @@ pub trait Family: Sync {
         true
     }
 
+    /// A repository with the tokenizer that the authors used, where their files come without one.
+    fn tokenizer(&self, _config: &DecoderConfig) -> Option<&'static str> {
+        None
+    }
+
     /// Published models.
     fn presets(&self) -> Vec<Preset> {
         vec![]

@@ -9,7 +9,7 @@ use terrarium::burn::tensor::DType;
 use terrarium::kernels::TrainBackend;
 use terrarium::kernels::backend::{BackendTask, DeviceSpec, with_backend};
 use terrarium::models::DecoderConfig;
-use terrarium::models::families::{by_name, mamba_ssm::MambaSsm};
+use terrarium::models::families::by_name;
 use terrarium::runtime::{self, AdapterConfig, Checkpoint, Files, Layout, LoadOptions, Precision, SaveOptions, Saved};
 
 use crate::args::{HubArgs, SetArgs, TokenizerArgs};
@@ -160,10 +160,10 @@ pub fn run(arguments: &Arguments, console: &Console) -> Result<(), Failure> {
         }
     };
     if tokenizer.is_none() && model::kind_of_tokenizer(&resolved.dir).is_none() {
-        notes.push(if model::wants_pile_tokenizer(&checkpoint.config) {
-            format!("no tokenizer came with the model; its authors used --tokenizer {}", model::PILE_TOKENIZER)
-        } else {
-            "no tokenizer came with the model; --tokenizer takes one from elsewhere".to_string()
+        let config = &checkpoint.config;
+        notes.push(match config.family.tokenizer(config) {
+            Some(name) => format!("no tokenizer came with the model; its authors used --tokenizer {name}"),
+            None => "no tokenizer came with the model; --tokenizer takes one from elsewhere".to_string(),
         });
     }
     report(arguments, checkpoint.config.family.name(), saved, notes)
@@ -205,16 +205,15 @@ fn check_target(out: &Path, force: bool) -> Result<(), Failure> {
 
 /// Whether the model can be written so, before anything is.
 fn check_layout(layout: LayoutArg, config: &DecoderConfig) -> Result<(), Failure> {
-    static NATIVE: MambaSsm = MambaSsm;
+    let native = || config.in_native();
     let error = match layout {
         LayoutArg::Hf => config.in_transformers().err(),
-        LayoutArg::Native => config.in_family(&NATIVE).err(),
-        LayoutArg::Own if config.family.name() == "megatron" => config.in_family(&NATIVE).err(),
-        LayoutArg::Auto if config.in_family(&NATIVE).is_err() => config.in_transformers().err(),
-        LayoutArg::Auto | LayoutArg::Own => None,
+        LayoutArg::Native => native().err(),
+        LayoutArg::Own if config.family.writable() => None,
+        LayoutArg::Auto | LayoutArg::Own => config.in_transformers().err().filter(|_| native().is_err()),
     };
     let Some(error) = error else { return Ok(()) };
-    let hint = match (config.in_transformers().is_ok(), config.in_family(&NATIVE).is_ok()) {
+    let hint = match (config.in_transformers().is_ok(), native().is_ok()) {
         (true, _) => "--layout hf writes it for transformers",
         (false, true) => "transformers has no such model: --layout native writes it as mamba_ssm keeps it",
         (false, false) => "no layout here holds it",

@@ -5,7 +5,6 @@ use std::path::Path;
 use clap::Args;
 use serde::Serialize;
 use serde_json::{Map, Value};
-use terrarium::models::families::mamba_ssm::MambaSsm;
 use terrarium::models::presets::{self, Preset};
 use terrarium::models::{ConfigError, DecoderConfig};
 use terrarium::runtime::{self, AdapterConfig, Checkpoint, CheckpointError, Files, RemoteFile, RepoId, Resolved, TensorInfo};
@@ -42,8 +41,6 @@ pub struct Arguments {
     #[arg(long)]
     json: bool,
 }
-
-static NATIVE: MambaSsm = MambaSsm;
 
 /// What is known of a model.
 #[derive(Debug, Serialize)]
@@ -269,12 +266,11 @@ fn report(arguments: &Arguments, found: Found) -> Report {
         architecture: exported.map(|family| family.architecture()),
         notes,
         tensors: tensors.into_iter().filter(|_| arguments.tensors).map(tensor).collect(),
-        without_tokenizer: if model::wants_pile_tokenizer(&config) {
-            format!("none: its authors used --tokenizer {}", model::PILE_TOKENIZER)
-        } else {
-            "none: token ids only, or --tokenizer".to_string()
+        without_tokenizer: match config.family.tokenizer(&config) {
+            Some(name) => format!("none: its authors used --tokenizer {name}"),
+            None => "none: token ids only, or --tokenizer".to_string(),
         },
-        native: config.in_family(&NATIVE).is_ok(),
+        native: config.in_native().is_ok(),
     }
 }
 
@@ -325,7 +321,7 @@ fn print(report: &Report) -> Result<(), Failure> {
     ];
     // Nothing is known of a preset's files.
     let unknown =
-        |name: &str| preset && (name == "dtype" || (name == "tokenizer" && !report.without_tokenizer.contains(model::PILE_TOKENIZER)));
+        |name: &str| preset && (name == "dtype" || (name == "tokenizer" && !report.without_tokenizer.contains("its authors used")));
     for (name, value) in rows.into_iter().filter(|(name, _)| !unknown(name)) {
         output::line(format_args!("{name:<12} {value}"))?;
     }

@@ -199,6 +199,11 @@ impl Family for MambaSsm {
         false
     }
 
+    fn tokenizer(&self, config: &DecoderConfig) -> Option<&'static str> {
+        // 50277 ids, padded.
+        (50277..=50432).contains(&config.vocab_size).then_some("EleutherAI/gpt-neox-20b")
+    }
+
     fn presets(&self) -> Vec<Preset> {
         presets::presets()
     }
