@@ -5,7 +5,7 @@ use std::path::Path;
 use burn::tensor::TensorData;
 use terrarium_kernels::backend::DeviceSpec;
 use terrarium_models::{LoraConfig, LoraTargets};
-use terrarium_runtime::{LoadOptions, load};
+use terrarium_runtime::{Layout, LoadOptions, SaveOptions, load};
 use terrarium_train::data::{Document, Overflow, PackedRows};
 use terrarium_train::gradients::Gradients;
 use terrarium_train::optim::{AdamW, AdamWConfig};
@@ -103,5 +103,45 @@ fn full_fine_tuning_moves_every_tensor() {
     assert_eq!(report.adapter_dir, None);
     for ((path, before), (_, after)) in weights(base.as_ref()).into_iter().zip(weights(&report.model_dir.unwrap())) {
         assert_ne!(before, after, "{path} did not move");
+    }
+}
+
+/// A base in its authors' layout, fused projections and all, ends as a model that transformers opens.
+#[test]
+fn bases_of_every_layout_are_fine_tuned() {
+    for (table, family) in [
+        (r#"{"d_model":16,"n_layer":2,"vocab_size":280,"ssm_cfg":{"d_state":4,"dt_rank":4}}"#, "mamba"),
+        (
+            r#"{"d_model":16,"d_intermediate":24,"n_layer":2,"vocab_size":280,"attn_layer_idx":[0,1],
+                "attn_cfg":{"num_heads":2,"head_dim":8,"rotary_emb_dim":4,"qkv_proj_bias":false,"out_proj_bias":false}}"#,
+            "bamba",
+        ),
+        (
+            r#"{"model_type":"gpt_neox","vocab_size":280,"hidden_size":16,"num_hidden_layers":2,"num_attention_heads":2,
+                "intermediate_size":24,"rotary_pct":0.5}"#,
+            "gpt_neox",
+        ),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = finetune(dir.path(), &["output.weights=last", "train.epochs=4"]);
+        let with_tokenizer = config.base.clone().unwrap().model;
+        let (model, native) = model(table, 2);
+        let base = dir.path().join("native");
+        let save = SaveOptions { layout: Layout::Own, files_from: Some((&with_tokenizer).into()), ..SaveOptions::default() };
+        terrarium_runtime::save(&base, &model, &native, &save).unwrap();
+        config.base.as_mut().unwrap().model = base.to_string_lossy().into_owned();
+        let watch = Watch::default();
+        let report = run(options(config, dir.path().join("run")), vec![Box::new(watch.clone())]).unwrap();
+        let steps = watch.steps.lock().unwrap();
+        assert!(steps.last().unwrap().loss < steps[0].loss, "{family}: {} to {}", steps[0].loss, steps.last().unwrap().loss);
+
+        let written = report.model_dir.unwrap();
+        assert_eq!(terrarium_runtime::read_config(&written).unwrap().family.name(), family);
+        let merged = dir.path().join("merged");
+        merge(&base, &report.adapter_dir.unwrap(), &merged, &DeviceSpec::Cpu).unwrap();
+        for ((path, found), (_, expected)) in weights(&merged).into_iter().zip(weights(&written)) {
+            let close = found.iter::<f32>().zip(expected.iter::<f32>()).all(|(a, b)| (a - b).abs() <= 1e-6);
+            assert!(close, "{family}: {path} merged is another than written");
+        }
     }
 }
