@@ -192,11 +192,26 @@ impl DecoderConfig {
     /// [`DecoderConfig::from_json`] with keys that replace or complete those of the file.
     ///
     /// # Errors
-    /// [`ConfigError`].
+    /// [`ConfigError`], also for a key that changes nothing: one that is not read, or whose other name the file has.
     pub fn from_json_with(text: &str, overrides: &Map<String, Value>) -> Result<Self, ConfigError> {
-        let mut raw = families::fields::object(families::fields::parse_lenient(text)?)?;
-        raw.extend(overrides.clone());
-        Self::from_value(Value::Object(raw))
+        let raw = families::fields::object(families::fields::parse_lenient(text)?)?;
+        let mut all = raw.clone();
+        all.extend(overrides.clone());
+        let read = |raw: &Map<String, Value>| Self::from_value(Value::Object(raw.clone()));
+        let config = read(&all)?;
+        for (key, value) in overrides.iter().filter(|(key, value)| raw.get(*key) != Some(*value)) {
+            let mut without = all.clone();
+            match raw.get(key) {
+                Some(old) => without.insert(key.clone(), old.clone()),
+                None => without.remove(key),
+            };
+            let same = |other: &Self| Self { raw: Map::new(), ..other.clone() } == Self { raw: Map::new(), ..config.clone() };
+            if read(&without).is_ok_and(|other| same(&other)) {
+                let expected = "a key that is read and that no other name of it in the file stands before".to_string();
+                return Err(ConfigError::Value { family: config.family.name(), key: key.clone(), expected, found: value.to_string() });
+            }
+        }
+        Ok(config)
     }
 
     /// Reads a parsed `config.json`. Keys that the family does not know are left alone.

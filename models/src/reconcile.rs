@@ -164,6 +164,22 @@ mod tests {
     }
 
     #[test]
+    fn a_key_that_changes_nothing_is_refused() {
+        let text = r#"{"d_model":16,"n_layer":1,"vocab_size":16}"#;
+        let with = |key: &str, value: usize| {
+            let overrides = serde_json::Map::from_iter([(key.to_string(), value.into())]);
+            DecoderConfig::from_json_with(text, &overrides)
+        };
+        assert_eq!(with("n_layer", 3).unwrap().layers.len(), 3);
+        assert_eq!(with("n_layer", 1).unwrap().layers.len(), 1);
+        assert_eq!(with("eos_token_id", 7).unwrap().eos, [7]);
+        for key in ["n_layers", "nlayer"] {
+            let error = with(key, 3).unwrap_err().to_string();
+            assert!(error.contains(key) && error.contains("a key that is read"), "{error}");
+        }
+    }
+
+    #[test]
     fn what_is_not_computed_is_refused() {
         let refused = [
             (r#"{"model_type":"mamba","vocab_size":9,"hidden_size":8,"num_hidden_layers":1,"hidden_act":"gelu"}"#, "hidden_act"),
