@@ -57,7 +57,7 @@ fn read(family: &'static Qwen2, raw: &Map<String, Value>) -> Result<DecoderConfi
         gated: true,
         bias: false,
     };
-    let blocks = f.size(&["num_hidden_layers"])?;
+    let blocks = f.layers(&["num_hidden_layers"])?;
     let layers = (0..blocks).flat_map(|_| [MixerConfig::Attention(attention.clone()), MixerConfig::Mlp(mlp.clone())]).collect();
     Ok(DecoderConfig {
         norm: NormConfig::rms(f.float(&["rms_norm_eps"], 1e-6)? as f32),

@@ -5,17 +5,22 @@ use crate::weights::WeightTable;
 
 type ShapeOf<'a> = &'a dyn Fn(&str) -> Option<Vec<usize>>;
 
+/// Sizes that a configuration may have.
+const MOST: usize = 1 << 31;
+
 /// The shape of a parameter's tensor in the file, and the one the configuration asks for.
 fn shapes(table: &WeightTable, path: &str, shape_of: ShapeOf) -> Option<(Vec<usize>, Vec<usize>)> {
     let entry = table.by_path(path)?;
-    Some((entry.keys().find_map(shape_of)?, entry.shape.clone()))
+    let found = entry.keys().find_map(shape_of)?;
+    // A shape of another kind settles nothing: the comparison of all keys says what is wrong with it.
+    let comparable = found.len() == entry.shape.len() && found.iter().all(|size| (1..MOST).contains(size));
+    comparable.then(|| (found, entry.shape.clone()))
 }
 
 pub(crate) fn reconcile(config: &mut DecoderConfig, shape_of: ShapeOf) -> Vec<String> {
     let mut notes = Vec::new();
     let table = config.table();
     if let Some((found, wanted)) = shapes(&table, "embeddings.weight", shape_of)
-        && found.len() == 2
         && found[0] != wanted[0]
     {
         notes.push(format!("the configuration says {} rows of vocabulary, the embedding has {}: using {}", wanted[0], found[0], found[0]));
@@ -61,10 +66,10 @@ fn settle(layer: &mut MixerConfig, i: usize, table: &WeightTable, shape_of: Shap
             }
         }
         MixerConfig::Mamba(mamba) => {
-            if let Some((found, _)) = find("dt_proj.weight").filter(|(found, _)| found.len() == 2) {
+            if let Some((found, _)) = find("dt_proj.weight") {
                 set("a rank of step sizes of", &mut mamba.dt_rank, found[1]);
             }
-            if let Some((found, _)) = find("a_log").filter(|(found, _)| found.len() == 2) {
+            if let Some((found, _)) = find("a_log") {
                 set("a state width of", &mut mamba.state, found[1]);
             }
         }
@@ -164,6 +169,16 @@ mod tests {
     }
 
     #[test]
+    fn shapes_of_another_kind_settle_nothing() {
+        let text = r#"{"model_type":"mamba2","vocab_size":9,"hidden_size":16,"num_hidden_layers":1,"num_heads":4,"head_dim":8,
+            "state_size":4,"n_groups":2,"tie_word_embeddings":true}"#;
+        for shape in [vec![], vec![0, 1], vec![usize::MAX, 1, 4], vec![7], vec![1; 9]] {
+            let mut config = DecoderConfig::from_json(text).unwrap();
+            assert_eq!(config.reconcile(&|_| Some(shape.clone())), Vec::<String>::new(), "{shape:?}");
+        }
+    }
+
+    #[test]
     fn a_key_that_changes_nothing_is_refused() {
         let text = r#"{"d_model":16,"n_layer":1,"vocab_size":16}"#;
         let with = |key: &str, value: usize| {
@@ -194,6 +209,7 @@ mod tests {
             ),
             (r#"{"model_type":"granitemoehybrid","num_local_experts":8}"#, "mixtures of experts"),
             (r#"{"model_type":"nemotron_h","vocab_size":9,"hidden_size":8,"hybrid_override_pattern":"ME"}"#, "`E` at 1"),
+            (r#"{"model_type":"mamba","vocab_size":9,"hidden_size":8,"num_hidden_layers":2000000000}"#, "at most 65536 layers"),
             (r#"{"model_type":"falcon_h1"}"#, "supported:"),
             (r#"{"vocab_size":9}"#, "no `model_type`"),
         ];

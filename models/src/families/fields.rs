@@ -118,6 +118,9 @@ pub struct Fields<'a> {
 /// Largest size that a configuration may ask for: beyond it, products of sizes could overflow.
 const MAX_SIZE: u64 = 1 << 31;
 
+/// Largest number of layers.
+const MAX_LAYERS: usize = 1 << 16;
+
 impl<'a> Fields<'a> {
     /// Reads keys of `map` for `family`.
     pub fn new(family: &'static str, map: &'a Map<String, Value>) -> Self {
@@ -168,6 +171,18 @@ impl<'a> Fields<'a> {
     /// When it is absent or no size.
     pub fn size(&self, keys: &[&'static str]) -> Result<usize, ConfigError> {
         self.maybe_size(keys)?.ok_or(ConfigError::Missing { family: self.family, key: keys[0] })
+    }
+
+    /// A required number of layers: what is larger than any model would take memory before anything else is looked at.
+    ///
+    /// # Errors
+    /// When it is absent, no number, or absurd.
+    pub fn layers(&self, keys: &[&'static str]) -> Result<usize, ConfigError> {
+        let layers = self.size(keys)?;
+        if layers > MAX_LAYERS {
+            return Err(self.wrong(keys[0], format!("at most {MAX_LAYERS} layers"), layers));
+        }
+        Ok(layers)
     }
 
     /// A positive size with a default.

@@ -70,7 +70,7 @@ impl Family for Bamba {
         let f = Fields::new(self.name(), raw);
         let hidden_size = f.size(&["hidden_size"])?;
         let norm_eps = f.float(&["rms_norm_eps"], 1e-5)? as f32;
-        let blocks = f.size(&["num_hidden_layers"])?;
+        let blocks = f.layers(&["num_hidden_layers"])?;
         let (heads, kv_heads, head_dim) = f.heads(hidden_size)?;
         let bias = f.flag(&["attention_bias"], false)?;
         let attention = AttentionConfig {

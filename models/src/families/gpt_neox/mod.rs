@@ -75,7 +75,7 @@ impl Family for GptNeox {
             gated: false,
             bias: true,
         };
-        let blocks = f.size(&["num_hidden_layers"])?;
+        let blocks = f.layers(&["num_hidden_layers"])?;
         let layers = (0..blocks).flat_map(|_| [MixerConfig::Attention(attention.clone()), MixerConfig::Mlp(mlp.clone())]).collect();
         Ok(DecoderConfig {
             norm: NormConfig { kind: NormKind::Layer, eps: f.float(&["layer_norm_eps"], 1e-5)? as f32 },

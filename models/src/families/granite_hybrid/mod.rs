@@ -80,7 +80,7 @@ impl Family for GraniteHybrid {
         }
         let hidden_size = f.size(&["hidden_size"])?;
         let norm_eps = f.float(&["rms_norm_eps"], 1e-6)? as f32;
-        let blocks = f.size(&["num_hidden_layers"])?;
+        let blocks = f.layers(&["num_hidden_layers"])?;
         let (heads, kv_heads, head_dim) = f.heads(hidden_size)?;
         let rope = match f.text(&["position_embedding_type"])? {
             Some("rope") => Some(f.rope(head_dim, 1.0, &[])?),

@@ -72,7 +72,7 @@ impl Family for Llama {
             gated: true,
             bias: f.flag(&["mlp_bias"], false)?,
         };
-        let blocks = f.size(&["num_hidden_layers"])?;
+        let blocks = f.layers(&["num_hidden_layers"])?;
         let layers = (0..blocks).flat_map(|_| [MixerConfig::Attention(attention.clone()), MixerConfig::Mlp(mlp.clone())]).collect();
         Ok(DecoderConfig {
             norm: NormConfig::rms(f.float(&["rms_norm_eps"], 1e-6)? as f32),

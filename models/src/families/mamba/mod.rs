@@ -69,7 +69,7 @@ impl Family for MambaFamily {
             conv_bias: f.flag(&["use_conv_bias"], true)?,
             proj_bias: f.flag(&["use_bias"], false)?,
         };
-        let layers = vec![MixerConfig::Mamba(mixer); f.size(&["num_hidden_layers"])?];
+        let layers = vec![MixerConfig::Mamba(mixer); f.layers(&["num_hidden_layers"])?];
         Ok(DecoderConfig {
             norm: NormConfig::rms(f.float(&["layer_norm_epsilon"], 1e-5)? as f32),
             // Published files leave it out and hold no head.

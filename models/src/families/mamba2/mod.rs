@@ -78,7 +78,7 @@ impl Family for Mamba2Family {
             chunk: f.size_or(&["chunk_size"], 256)?,
             norm_eps,
         };
-        let layers = vec![MixerConfig::Mamba2(mixer); f.size(&["num_hidden_layers"])?];
+        let layers = vec![MixerConfig::Mamba2(mixer); f.layers(&["num_hidden_layers"])?];
         let mut config = DecoderConfig { norm: NormConfig::rms(norm_eps), init: Init::MambaSsm, ..DecoderConfig::new(self, &f, layers)? };
         // Codestral-Mamba's file names its `<unk>` as both; its tokenizer begins with 1 and ends with 2.
         if groups == 8 && config.bos == Some(0) && config.eos == [0] && raw.get("norm_before_gate") == Some(&json!(true)) {

@@ -69,7 +69,7 @@ impl Family for MambaSsm {
     fn read(&'static self, raw: &Map<String, Value>) -> Result<DecoderConfig, ConfigError> {
         let f = Fields::new(self.name(), raw);
         let hidden_size = f.size(&["d_model", "dim"])?;
-        let blocks = f.size(&["n_layer", "n_layers"])?;
+        let blocks = f.layers(&["n_layer", "n_layers"])?;
         if !f.flag(&["rms_norm"], true)? {
             return Err(f.wrong("rms_norm", "true: layer norms are in no published model of this layout", false));
         }

@@ -63,7 +63,7 @@ impl Family for Nemotron {
             gated: false,
             bias: f.flag(&["mlp_bias"], false)?,
         };
-        let blocks = f.size(&["num_hidden_layers"])?;
+        let blocks = f.layers(&["num_hidden_layers"])?;
         let layers = (0..blocks).flat_map(|_| [MixerConfig::Attention(attention.clone()), MixerConfig::Mlp(mlp.clone())]).collect();
         Ok(DecoderConfig {
             norm: NormConfig { kind: NormKind::LayerOnePlus, eps: f.float(&["norm_eps"], 1e-5)? as f32 },

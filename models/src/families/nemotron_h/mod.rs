@@ -95,7 +95,7 @@ impl NemotronH {
         if let Some(text) = f.text(&["hybrid_override_pattern"])? {
             return Ok(pattern::parse(text)?);
         }
-        let layers = f.size(&["num_hidden_layers"])?;
+        let layers = f.layers(&["num_hidden_layers"])?;
         let (attention, mlp) = (f.float(&["attention_ratio"], 0.08)?, f.float(&["mlp_ratio"], 0.5)?);
         Ok(pattern::allocate(layers, attention, mlp)?)
     }
