@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 
 use crate::config::ConfigError;
 use crate::layers::{RopeConfig, RopeScaling};
-use crate::mixers::{Activation, Mamba2Config};
+use crate::mixers::{Activation, AttentionConfig, Mamba2Config, MlpConfig};
 
 /// Keys that transformers writes for every family.
 pub const COMMON_KEYS: [&str; 24] = [
@@ -363,6 +363,35 @@ impl<'a> Fields<'a> {
             }
         };
         Ok((heads, kv_heads, head_dim))
+    }
+
+    /// Attention whose projections all have biases or none (`attention_bias`), with the rotary positions that `rope` reads for
+    /// the width of a head.
+    ///
+    /// # Errors
+    /// When a value is wrong or sizes do not divide.
+    pub fn attention(
+        &self,
+        hidden_size: usize,
+        rope: impl FnOnce(&Self, usize) -> Result<Option<RopeConfig>, ConfigError>,
+    ) -> Result<AttentionConfig, ConfigError> {
+        let (heads, kv_heads, head_dim) = self.heads(hidden_size)?;
+        let bias = self.flag(&["attention_bias"], false)?;
+        let rope = rope(self, head_dim)?;
+        Ok(AttentionConfig { heads, kv_heads, head_dim, rope, scale: None, qkv_bias: bias, out_bias: bias, conv_kernel: None })
+    }
+
+    /// An MLP of width `intermediate_size`, with `hidden_act` and `mlp_bias`.
+    ///
+    /// # Errors
+    /// When a value is missing or wrong.
+    pub fn mlp(&self, activation: Activation, gated: bool) -> Result<MlpConfig, ConfigError> {
+        Ok(MlpConfig {
+            intermediate: self.size(&["intermediate_size"])?,
+            activation: self.activation(&["hidden_act"], activation)?,
+            gated,
+            bias: self.flag(&["mlp_bias"], false)?,
+        })
     }
 
     /// Indices of the attention layers of a hybrid, from a list of layer types or of indices.

@@ -7,7 +7,7 @@ use super::{Family, Part, Place, express, kind_of, pairs, renamed};
 use crate::config::{ConfigError, DecoderConfig, MixerConfig};
 use crate::init::Init;
 use crate::layers::{NormConfig, NormKind};
-use crate::mixers::{Activation, AttentionConfig, MlpConfig};
+use crate::mixers::Activation;
 use crate::pattern::LayerKind;
 use crate::presets::Preset;
 
@@ -71,24 +71,8 @@ impl Family for Bamba {
         let hidden_size = f.size(&["hidden_size"])?;
         let norm_eps = f.float(&["rms_norm_eps"], 1e-5)? as f32;
         let blocks = f.layers(&["num_hidden_layers"])?;
-        let (heads, kv_heads, head_dim) = f.heads(hidden_size)?;
-        let bias = f.flag(&["attention_bias"], false)?;
-        let attention = AttentionConfig {
-            heads,
-            kv_heads,
-            head_dim,
-            rope: Some(f.rope(head_dim, 0.5, &["attn_rotary_emb"])?),
-            scale: None,
-            qkv_bias: bias,
-            out_bias: bias,
-            conv_kernel: None,
-        };
-        let mlp = MlpConfig {
-            intermediate: f.size(&["intermediate_size"])?,
-            activation: f.activation(&["hidden_act"], Activation::Silu)?,
-            gated: true,
-            bias: f.flag(&["mlp_bias"], false)?,
-        };
+        let attention = f.attention(hidden_size, |f, head_dim| Ok(Some(f.rope(head_dim, 0.5, &["attn_rotary_emb"])?)))?;
+        let mlp = f.mlp(Activation::Silu, true)?;
         let mamba = f.mamba2(hidden_size, norm_eps)?;
         let attends = f.attention_layers(blocks)?;
         let mixer = |i| if attends.contains(&i) { MixerConfig::Attention(attention.clone()) } else { MixerConfig::Mamba2(mamba.clone()) };

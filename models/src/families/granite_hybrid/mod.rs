@@ -81,22 +81,13 @@ impl Family for GraniteHybrid {
         let hidden_size = f.size(&["hidden_size"])?;
         let norm_eps = f.float(&["rms_norm_eps"], 1e-6)? as f32;
         let blocks = f.layers(&["num_hidden_layers"])?;
-        let (heads, kv_heads, head_dim) = f.heads(hidden_size)?;
-        let rope = match f.text(&["position_embedding_type"])? {
-            Some("rope") => Some(f.rope(head_dim, 1.0, &[])?),
-            None | Some("nope") => None,
-            Some(other) => return Err(f.wrong("position_embedding_type", "rope or nope", other)),
-        };
-        let bias = f.flag(&["attention_bias"], false)?;
         let attention = AttentionConfig {
-            heads,
-            kv_heads,
-            head_dim,
-            rope,
             scale: Some(f.float(&["attention_multiplier"], 1.0)? as f32),
-            qkv_bias: bias,
-            out_bias: bias,
-            conv_kernel: None,
+            ..f.attention(hidden_size, |f, head_dim| match f.text(&["position_embedding_type"])? {
+                Some("rope") => Ok(Some(f.rope(head_dim, 1.0, &[])?)),
+                None | Some("nope") => Ok(None),
+                Some(other) => Err(f.wrong("position_embedding_type", "rope or nope", other)),
+            })?
         };
         let mlp = MlpConfig {
             intermediate: f.size_or(&["shared_intermediate_size"], 1024)?,

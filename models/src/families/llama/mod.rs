@@ -7,7 +7,7 @@ use super::{Family, Part, Place, express, kind_of, pairs};
 use crate::config::{ConfigError, DecoderConfig, MixerConfig};
 use crate::init::Init;
 use crate::layers::{NormConfig, NormKind};
-use crate::mixers::{Activation, AttentionConfig, MlpConfig};
+use crate::mixers::Activation;
 use crate::pattern::LayerKind;
 use crate::presets::Preset;
 
@@ -54,24 +54,8 @@ impl Family for Llama {
     fn read(&'static self, raw: &Map<String, Value>) -> Result<DecoderConfig, ConfigError> {
         let f = Fields::new(self.name(), raw);
         let hidden_size = f.size(&["hidden_size"])?;
-        let (heads, kv_heads, head_dim) = f.heads(hidden_size)?;
-        let bias = f.flag(&["attention_bias"], false)?;
-        let attention = AttentionConfig {
-            heads,
-            kv_heads,
-            head_dim,
-            rope: Some(f.rope(head_dim, 1.0, &[])?),
-            scale: None,
-            qkv_bias: bias,
-            out_bias: bias,
-            conv_kernel: None,
-        };
-        let mlp = MlpConfig {
-            intermediate: f.size(&["intermediate_size"])?,
-            activation: f.activation(&["hidden_act"], Activation::Silu)?,
-            gated: true,
-            bias: f.flag(&["mlp_bias"], false)?,
-        };
+        let attention = f.attention(hidden_size, |f, head_dim| Ok(Some(f.rope(head_dim, 1.0, &[])?)))?;
+        let mlp = f.mlp(Activation::Silu, true)?;
         let blocks = f.layers(&["num_hidden_layers"])?;
         let layers = (0..blocks).flat_map(|_| [MixerConfig::Attention(attention.clone()), MixerConfig::Mlp(mlp.clone())]).collect();
         Ok(DecoderConfig {

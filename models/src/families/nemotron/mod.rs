@@ -7,7 +7,7 @@ use super::{Family, Part, Place, express, kind_of, pairs};
 use crate::config::{ConfigError, DecoderConfig, MixerConfig};
 use crate::init::Init;
 use crate::layers::{NormConfig, NormKind};
-use crate::mixers::{Activation, AttentionConfig, MlpConfig};
+use crate::mixers::Activation;
 use crate::pattern::LayerKind;
 
 /// `model_type: nemotron`.
@@ -45,24 +45,8 @@ impl Family for Nemotron {
     fn read(&'static self, raw: &Map<String, Value>) -> Result<DecoderConfig, ConfigError> {
         let f = Fields::new(self.name(), raw);
         let hidden_size = f.size(&["hidden_size"])?;
-        let (heads, kv_heads, head_dim) = f.heads(hidden_size)?;
-        let bias = f.flag(&["attention_bias"], false)?;
-        let attention = AttentionConfig {
-            heads,
-            kv_heads,
-            head_dim,
-            rope: Some(f.rope(head_dim, 0.5, &[])?),
-            scale: None,
-            qkv_bias: bias,
-            out_bias: bias,
-            conv_kernel: None,
-        };
-        let mlp = MlpConfig {
-            intermediate: f.size(&["intermediate_size"])?,
-            activation: f.activation(&["hidden_act"], Activation::Relu2)?,
-            gated: false,
-            bias: f.flag(&["mlp_bias"], false)?,
-        };
+        let attention = f.attention(hidden_size, |f, head_dim| Ok(Some(f.rope(head_dim, 0.5, &[])?)))?;
+        let mlp = f.mlp(Activation::Relu2, false)?;
         let blocks = f.layers(&["num_hidden_layers"])?;
         let layers = (0..blocks).flat_map(|_| [MixerConfig::Attention(attention.clone()), MixerConfig::Mlp(mlp.clone())]).collect();
         Ok(DecoderConfig {
