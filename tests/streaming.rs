@@ -2,7 +2,7 @@
 
 use terrarium::burn::module::AutodiffModule;
 use terrarium::burn::tensor::Tensor;
-use terrarium::models::{Cache, Decoder, Layout};
+use terrarium::models::{Cache, Decoder, DecoderConfig, Layout};
 
 use crate::common::*;
 
@@ -119,4 +119,20 @@ fn rows_can_leave_a_batch() {
         let kept = step(cache.select_rows(&[2, 0]), 2);
         assert_close(config.family.name(), &kept[..61], &step(alone, 1), 2e-5);
     }
+}
+
+#[test]
+#[should_panic(expected = "made by another model")]
+fn a_cache_of_other_layers_is_refused() {
+    let device = device();
+    let table = |pattern: &str| {
+        DecoderConfig::from_json(&format!(
+            r#"{{"model_type":"nemotron_h","vocab_size":61,"hidden_size":24,"hybrid_override_pattern":"{pattern}","num_attention_heads":6,
+                "head_dim":4,"intermediate_size":40,"mamba_num_heads":6,"mamba_head_dim":4,"n_groups":2,"ssm_state_size":5}}"#
+        ))
+        .unwrap()
+    };
+    let ids = tensor(&ids(7, 3, 61), [1, 3], &device);
+    let (_, cache) = model::<B>(&table("M"), 1, &device).forward(ids.clone(), None, &Layout::full(1, 3));
+    model::<B>(&table("-"), 1, &device).forward(ids, Some(cache), &Layout::full(1, 3));
 }

@@ -54,13 +54,15 @@ pub enum Mixer<B: Backend> {
     Mlp(Mlp<B>),
 }
 
+const OTHER_MODEL: &str = "the cache was made by another model: its layers are of other kinds";
+
 /// Runs a stateful mixer whose cache, if there is one, is of its own kind.
 macro_rules! stateful {
     ($kind:ident, $mixer:expr, $x:expr, $cache:expr, $sequence:expr) => {{
         let cache = match $cache {
             None => None,
             Some(LayerCache::$kind(cache)) => Some(cache),
-            Some(_) => panic!("the cache was made by another model: its layers are of other kinds"),
+            Some(_) => panic!("{OTHER_MODEL}"),
         };
         let (y, cache) = $mixer.forward($x, cache, $sequence);
         (y, LayerCache::$kind(cache))
@@ -78,7 +80,10 @@ impl<B: KernelBackend> Layer<B> {
             Mixer::Mamba(mixer) => stateful!(Mamba, mixer, x, cache, sequence),
             Mixer::Mamba2(mixer) => stateful!(Mamba2, mixer, x, cache, sequence),
             Mixer::Attention(mixer) => stateful!(Attention, mixer, x, cache, sequence),
-            Mixer::Mlp(mixer) => (mixer.forward(x), LayerCache::Stateless),
+            Mixer::Mlp(mixer) => match cache {
+                None | Some(LayerCache::Stateless) => (mixer.forward(x), LayerCache::Stateless),
+                Some(_) => panic!("{OTHER_MODEL}"),
+            },
         }
     }
 

@@ -224,6 +224,33 @@ pub(crate) fn renamed(name: &str) -> &str {
     }
 }
 
+/// Where transformers keeps the parameters of a model of state-space layers alone.
+pub(crate) fn as_in_mamba(part: Part, name: &str) -> Place {
+    match part {
+        // Files converted before the name was settled have the singular.
+        Part::Embeddings => Place::at(format!("backbone.embeddings.{name}")).or(format!("backbone.embedding.{name}")),
+        Part::Norm(i) => Place::at(format!("backbone.layers.{i}.norm.{name}")),
+        Part::Mixer(i) => Place::at(format!("backbone.layers.{i}.mixer.{}", renamed(name))),
+        Part::FinalNorm => Place::at(format!("backbone.norm_f.{name}")),
+        Part::Head => Place::at("lm_head.weight"),
+    }
+}
+
+/// Where transformers keeps the parameters of most Transformers.
+pub(crate) fn as_in_llama(config: &DecoderConfig, part: Part, name: &str) -> Place {
+    let mlp = kind_of(config, part) == Some(LayerKind::Mlp);
+    match part {
+        Part::Embeddings => Place::at(format!("model.embed_tokens.{name}")),
+        Part::Norm(i) => {
+            let norm = if mlp { "post_attention_layernorm" } else { "input_layernorm" };
+            Place::at(format!("model.layers.{}.{norm}.{name}", i / 2))
+        }
+        Part::Mixer(i) => Place::at(format!("model.layers.{}.{}.{name}", i / 2, if mlp { "mlp" } else { "self_attn" })),
+        Part::FinalNorm => Place::at(format!("model.norm.{name}")),
+        Part::Head => Place::at("lm_head.weight"),
+    }
+}
+
 /// Half of the layers, for families whose published layers are a mixer and an MLP.
 pub(crate) fn pairs(config: &DecoderConfig) -> usize {
     config.layers.len().div_ceil(2)

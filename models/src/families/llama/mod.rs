@@ -3,12 +3,11 @@
 use serde_json::{Map, Value, json};
 
 use super::fields::{COMMON_KEYS, Fields};
-use super::{Family, Part, Place, express, kind_of, pairs};
+use super::{Family, Part, Place, as_in_llama, express, pairs};
 use crate::config::{ConfigError, DecoderConfig, MixerConfig};
 use crate::init::Init;
 use crate::layers::{NormConfig, NormKind};
 use crate::mixers::Activation;
-use crate::pattern::LayerKind;
 use crate::presets::Preset;
 
 mod presets;
@@ -88,17 +87,7 @@ impl Family for Llama {
     }
 
     fn place(&self, config: &DecoderConfig, part: Part, name: &str) -> Place {
-        let mlp = kind_of(config, part) == Some(LayerKind::Mlp);
-        match part {
-            Part::Embeddings => Place::at(format!("model.embed_tokens.{name}")),
-            Part::Norm(i) => {
-                let norm = if mlp { "post_attention_layernorm" } else { "input_layernorm" };
-                Place::at(format!("model.layers.{}.{norm}.{name}", i / 2))
-            }
-            Part::Mixer(i) => Place::at(format!("model.layers.{}.{}.{name}", i / 2, if mlp { "mlp" } else { "self_attn" })),
-            Part::FinalNorm => Place::at(format!("model.norm.{name}")),
-            Part::Head => Place::at("lm_head.weight"),
-        }
+        as_in_llama(config, part, name)
     }
 
     fn blocks(&self, config: &DecoderConfig) -> usize {

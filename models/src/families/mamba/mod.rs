@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::fields::{COMMON_KEYS, Fields};
-use super::{Family, Part, Place, express, renamed};
+use super::{Family, Part, Place, as_in_mamba, express};
 use crate::config::{ConfigError, DecoderConfig, MixerConfig};
 use crate::init::Init;
 use crate::layers::{NormConfig, NormKind};
@@ -101,14 +101,7 @@ impl Family for MambaFamily {
     }
 
     fn place(&self, _config: &DecoderConfig, part: Part, name: &str) -> Place {
-        match part {
-            // Files converted before the name was settled have the singular.
-            Part::Embeddings => Place::at(format!("backbone.embeddings.{name}")).or(format!("backbone.embedding.{name}")),
-            Part::Norm(i) => Place::at(format!("backbone.layers.{i}.norm.{name}")),
-            Part::Mixer(i) => Place::at(format!("backbone.layers.{i}.mixer.{}", renamed(name))),
-            Part::FinalNorm => Place::at(format!("backbone.norm_f.{name}")),
-            Part::Head => Place::at("lm_head.weight"),
-        }
+        as_in_mamba(part, name)
     }
 
     fn presets(&self) -> Vec<Preset> {
