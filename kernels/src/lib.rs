@@ -24,6 +24,8 @@ pub mod backend;
 pub mod causal_conv1d;
 #[cfg(any(feature = "flex", feature = "ndarray"))]
 mod cpu;
+#[cfg(feature = "_cube")]
+mod cube;
 pub mod error;
 pub mod linear;
 pub mod path;

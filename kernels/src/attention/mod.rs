@@ -4,6 +4,8 @@
 
 #[cfg(any(feature = "flex", feature = "ndarray"))]
 pub(crate) mod cpu;
+#[cfg(feature = "_cube")]
+pub(crate) mod cube;
 pub mod reference;
 
 use std::sync::{Arc, OnceLock};

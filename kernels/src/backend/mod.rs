@@ -108,13 +108,3 @@ pub type CpuBackend = burn::backend::NdArray<f32>;
 pub trait TrainBackend: KernelBackend + AutodiffBackend<InnerBackend: KernelBackend> {}
 
 impl<B: KernelBackend + AutodiffBackend<InnerBackend: KernelBackend>> TrainBackend for B {}
-
-#[cfg(feature = "_cube")]
-impl<R, F, I, BT> KernelBackend for burn_cubecl::CubeBackend<R, F, I, BT>
-where
-    R: burn_cubecl::CubeRuntime,
-    F: burn_cubecl::FloatElement,
-    I: burn_cubecl::IntElement,
-    BT: burn_cubecl::element::BoolElement,
-{
-}

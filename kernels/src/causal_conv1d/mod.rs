@@ -5,6 +5,8 @@
 
 #[cfg(any(feature = "flex", feature = "ndarray"))]
 pub(crate) mod cpu;
+#[cfg(feature = "_cube")]
+pub(crate) mod cube;
 pub mod reference;
 
 use burn::tensor::Tensor;

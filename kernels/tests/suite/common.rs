@@ -5,11 +5,13 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Tensor, TensorData};
 use terrarium_kernels::KernelBackend;
 
-#[cfg(feature = "vulkan")]
+#[cfg(feature = "cuda")]
+pub type Plain = burn::backend::Cuda<f32, i32>;
+#[cfg(all(feature = "vulkan", not(feature = "cuda")))]
 pub type Plain = burn::backend::Vulkan<f32, i32>;
-#[cfg(all(feature = "ndarray", not(feature = "vulkan")))]
+#[cfg(all(feature = "ndarray", not(any(feature = "cuda", feature = "vulkan"))))]
 pub type Plain = burn::backend::NdArray<f32>;
-#[cfg(all(feature = "flex", not(any(feature = "ndarray", feature = "vulkan"))))]
+#[cfg(all(feature = "flex", not(any(feature = "cuda", feature = "ndarray", feature = "vulkan"))))]
 pub type Plain = burn::backend::Flex;
 
 /// The backend that trains.
@@ -18,10 +20,10 @@ pub type Train = Autodiff<Plain>;
 /// A software GPU: only small sizes finish.
 pub const SLOW: bool = cfg!(feature = "vulkan");
 /// f16 and bf16 work.
-pub const HALF: bool = cfg!(all(feature = "flex", not(any(feature = "ndarray", feature = "vulkan"))));
+pub const HALF: bool = cfg!(any(feature = "cuda", all(feature = "flex", not(any(feature = "ndarray", feature = "vulkan")))));
 
 /// Relative to the largest value. NdArray's vector reciprocals and a GPU's exponentials are approximations.
-pub const TOLERANCE: f64 = if cfg!(any(feature = "ndarray", feature = "vulkan")) { 5e-5 } else { 1e-5 };
+pub const TOLERANCE: f64 = if cfg!(any(feature = "ndarray", feature = "vulkan", feature = "cuda")) { 5e-5 } else { 1e-5 };
 
 /// Small deterministic generator (splitmix64).
 pub struct Rng(u64);

@@ -1,0 +1,103 @@
+//! [`KernelBackend`] for every CubeCL backend: each operation asks its kernel, and runs the reference where the kernel
+//! declines.
+
+use burn::tensor::{DType, Tensor};
+use burn_cubecl::element::BoolElement;
+use burn_cubecl::{CubeBackend, CubeRuntime, FloatElement, IntElement};
+
+use super::NAME;
+use crate::attention::{self, AttentionArgs, AttentionGrads};
+use crate::causal_conv1d::{self, ConvArgs, ConvGrads, ConvOut};
+use crate::path::fused;
+use crate::rms_norm_gated::{self, NormArgs, NormGrads};
+use crate::selective_scan::{self, ScanArgs, ScanGrads, ScanOut};
+use crate::ssd::{self, SsdArgs, SsdGrads, SsdOut};
+use crate::{KernelBackend, Op};
+
+impl<R, F, I, BT> KernelBackend for CubeBackend<R, F, I, BT>
+where
+    R: CubeRuntime,
+    F: FloatElement,
+    I: IntElement,
+    BT: BoolElement,
+{
+    fn fused(op: Op, dtype: DType) -> Option<&'static str> {
+        let float = matches!(dtype, DType::F32 | DType::F16 | DType::BF16);
+        let there = match op {
+            Op::CausalConv1d => causal_conv1d::cube::READY,
+            Op::SelectiveScan => selective_scan::cube::READY,
+            Op::Ssd => ssd::cube::READY,
+            Op::RmsNormGated => rms_norm_gated::cube::READY,
+            Op::Attention => attention::cube::READY,
+            Op::Linear => false,
+        };
+        (there && float).then_some(NAME)
+    }
+
+    fn causal_conv1d(args: ConvArgs<Self>) -> ConvOut<Self> {
+        match fused::<Self>(Op::CausalConv1d, args.x.dtype()) {
+            Some(_) => causal_conv1d::cube::forward(args),
+            None => causal_conv1d::reference::causal_conv1d(args),
+        }
+    }
+
+    fn causal_conv1d_backward(
+        args: ConvArgs<Self>,
+        dy: Option<Tensor<Self, 3>>,
+        dstate: Option<Tensor<Self, 3>>,
+    ) -> Option<ConvGrads<Self>> {
+        fused::<Self>(Op::CausalConv1d, args.x.dtype()).map(|_| causal_conv1d::cube::backward(args, dy, dstate))
+    }
+
+    fn selective_scan(args: ScanArgs<Self>) -> ScanOut<Self> {
+        match fused::<Self>(Op::SelectiveScan, args.u.dtype()) {
+            Some(_) => selective_scan::cube::forward(args),
+            None => selective_scan::reference::selective_scan(args),
+        }
+    }
+
+    fn selective_scan_backward(
+        args: ScanArgs<Self>,
+        dy: Option<Tensor<Self, 3>>,
+        dstate: Option<Tensor<Self, 3>>,
+    ) -> Option<ScanGrads<Self>> {
+        fused::<Self>(Op::SelectiveScan, args.u.dtype()).map(|_| selective_scan::cube::backward(args, dy, dstate))
+    }
+
+    fn ssd(args: SsdArgs<Self>) -> SsdOut<Self> {
+        match fused::<Self>(Op::Ssd, args.x.dtype()) {
+            Some(_) => ssd::cube::forward(args),
+            None => ssd::reference::ssd(args),
+        }
+    }
+
+    fn ssd_backward(args: SsdArgs<Self>, dy: Option<Tensor<Self, 4>>, dstate: Option<Tensor<Self, 4>>) -> Option<SsdGrads<Self>> {
+        fused::<Self>(Op::Ssd, args.x.dtype()).map(|_| ssd::cube::backward(args, dy, dstate))
+    }
+
+    fn rms_norm_gated(args: NormArgs<Self>) -> Tensor<Self, 3> {
+        match fused::<Self>(Op::RmsNormGated, args.y.dtype()) {
+            Some(_) => rms_norm_gated::cube::forward(args),
+            None => rms_norm_gated::reference::rms_norm_gated(args),
+        }
+    }
+
+    fn rms_norm_gated_backward(args: NormArgs<Self>, dout: Tensor<Self, 3>) -> Option<NormGrads<Self>> {
+        fused::<Self>(Op::RmsNormGated, args.y.dtype()).map(|_| rms_norm_gated::cube::backward(args, dout))
+    }
+
+    fn attention(args: AttentionArgs<Self>) -> Tensor<Self, 4> {
+        match fused::<Self>(Op::Attention, args.q.dtype()) {
+            Some(_) => attention::cube::forward(args),
+            None => attention::reference::attention(args),
+        }
+    }
+
+    fn attention_backward(args: AttentionArgs<Self>, dout: Tensor<Self, 4>) -> Option<AttentionGrads<Self>> {
+        fused::<Self>(Op::Attention, args.q.dtype()).map(|_| attention::cube::backward(args, dout))
+    }
+
+    fn attention_trains(dtype: DType) -> bool {
+        fused::<Self>(Op::Attention, dtype).is_some()
+    }
+}

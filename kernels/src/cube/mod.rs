@@ -1,0 +1,55 @@
+//! What the CubeCL kernels share: device properties, tensors as flat arrays, the extension trait.
+//!
+//! One source for CUDA, Vulkan, WGPU and Metal. A kernel takes `Array`s and scalars (a `Tensor` argument costs one
+//! more copy per launch for its metadata); its launcher sits beside it and works on [`CubeTensor`]s.
+
+mod device;
+mod glue;
+
+pub(crate) use device::Device;
+
+use burn::tensor::backend::Backend;
+use burn::tensor::{DType, Int, Shape, Tensor, TensorMetadata, TensorPrimitive};
+use burn_cubecl::CubeRuntime;
+use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::prelude::ArrayArg;
+
+/// Name of these paths in reports.
+pub(crate) const NAME: &str = "cubecl kernel";
+
+/// Densely packed, row-major, first element on the device's alignment. Burn's CUDA tensors may have padded rows.
+pub(crate) fn packed<R: CubeRuntime>(tensor: CubeTensor<R>) -> CubeTensor<R> {
+    into_contiguous(tensor)
+}
+
+/// The whole of a packed tensor as a kernel argument.
+pub(crate) fn array<R: CubeRuntime>(tensor: &CubeTensor<R>) -> ArrayArg<R> {
+    tensor.clone().into_array_arg()
+}
+
+/// A packed tensor beside `like`, not initialised.
+pub(crate) fn empty<R: CubeRuntime>(like: &CubeTensor<R>, shape: impl Into<Shape>, dtype: DType) -> CubeTensor<R> {
+    empty_device_contiguous_dtype(like.client.clone(), like.device.clone(), shape.into(), dtype)
+}
+
+/// A float tensor's primitive.
+pub(crate) fn down<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> B::FloatTensorPrimitive {
+    tensor.into_primitive().tensor()
+}
+
+/// An integer tensor's primitive.
+pub(crate) fn down_int<B: Backend, const D: usize>(tensor: Tensor<B, D, Int>) -> B::IntTensorPrimitive {
+    tensor.into_primitive()
+}
+
+/// A float tensor from its primitive.
+pub(crate) fn up<B: Backend, const D: usize>(primitive: B::FloatTensorPrimitive) -> Tensor<B, D> {
+    Tensor::from_primitive(TensorPrimitive::Float(primitive))
+}
+
+/// `tensor` in `dtype`.
+pub(crate) fn cast<R: CubeRuntime>(tensor: CubeTensor<R>, dtype: DType) -> CubeTensor<R> {
+    if tensor.dtype() == dtype { tensor } else { burn_cubecl::kernel::cast(tensor, dtype) }
+}
