@@ -1,8 +1,12 @@
 //! CubeCL kernels.
 
+#![allow(dead_code, reason = "the rest follows")]
+
 use burn::tensor::Tensor;
 use burn_cubecl::element::BoolElement;
 use burn_cubecl::{CubeBackend, CubeRuntime, FloatElement, IntElement};
+
+mod prepare;
 
 use super::{SsdArgs, SsdGrads, SsdOut};
 
