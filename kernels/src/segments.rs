@@ -27,6 +27,9 @@ pub struct Segments<B: Backend> {
     filled: Tensor<B, 2, Int>,
     /// `[b, l]`: true at real tokens.
     valid: Tensor<B, 2, Bool>,
+    /// `[b, 2]`: per row the number of real tokens and `prev`.
+    #[cfg_attr(not(feature = "_cube"), allow(dead_code, reason = "only kernels on devices read it"))]
+    bounds: Tensor<B, 2, Int>,
 }
 
 impl<B: Backend> Segments<B> {
@@ -63,9 +66,11 @@ impl<B: Backend> Segments<B> {
             }
             lengths.push(real);
         }
+        let bounds: Vec<i32> = lengths.iter().zip(&prev).flat_map(|(&real, &prev)| [real as i32, prev]).collect();
         Ok(Self {
             batch,
             len,
+            bounds: Tensor::from_data(TensorData::new(bounds, [batch, 2]), device),
             filled: Tensor::from_data(TensorData::new(filled, [batch, len]), device),
             valid: Tensor::from_data(TensorData::new(valid, [batch, len]), device),
             ids: ids.into(),
@@ -128,6 +133,12 @@ impl<B: Backend> Segments<B> {
         self.valid.clone()
     }
 
+    /// `[b, 2]` on the device: per row the number of real tokens and the id of the incoming state.
+    #[cfg(feature = "_cube")]
+    pub(crate) fn bounds(&self) -> Tensor<B, 2, Int> {
+        self.bounds.clone()
+    }
+
     /// `[b]` values on the device as `[b, 1]`.
     pub(crate) fn column(values: &[i32], device: &B::Device) -> Tensor<B, 2, Int> {
         Tensor::from_data(TensorData::new(values.to_vec(), [values.len(), 1]), device)
@@ -155,6 +166,7 @@ impl<B: AutodiffBackend> Segments<B> {
             lengths: self.lengths.clone(),
             filled: self.filled.clone().inner(),
             valid: self.valid.clone().inner(),
+            bounds: self.bounds.clone().inner(),
         }
     }
 }

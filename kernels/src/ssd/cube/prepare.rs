@@ -1,7 +1,7 @@
 //! What every variant shares: step sizes and cumulative log decays on the way in, gradients of `dt`, `a` and `dt_bias`
 //! on the way out.
 
-use burn::tensor::{DType, Int, Tensor, TensorData, TensorMetadata};
+use burn::tensor::{DType, TensorMetadata};
 use burn_cubecl::element::BoolElement;
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeBackend, CubeRuntime, FloatElement, IntElement};
@@ -27,12 +27,8 @@ pub(crate) struct Documents<R: CubeRuntime> {
 
 impl<R: CubeRuntime> Documents<R> {
     pub(crate) fn new<F: FloatElement, I: IntElement, BT: BoolElement>(segments: &Segments<CubeBackend<R, F, I, BT>>) -> Self {
-        let bounds: Vec<i32> = segments.lengths().iter().zip(segments.prev()).flat_map(|(&real, &prev)| [real as i32, prev]).collect();
-        let rows = segments.dims()[0];
-        let filled = segments.filled();
-        let bounds = Tensor::<CubeBackend<R, F, I, BT>, 2, Int>::from_data(TensorData::new(bounds, [rows, 2]), &filled.device());
         let ready = |tensor| packed(cast(tensor, DType::I32));
-        Self { filled: ready(down_int(filled)), bounds: ready(down_int(bounds)) }
+        Self { filled: ready(down_int(segments.filled())), bounds: ready(down_int(segments.bounds())) }
     }
 }
 
