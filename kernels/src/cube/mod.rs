@@ -4,15 +4,20 @@
 //! more copy per launch for its metadata); its launcher sits beside it and works on [`CubeTensor`]s.
 
 mod device;
+mod fold;
 mod glue;
+pub(crate) mod math;
+mod rows;
 
 pub(crate) use device::Device;
+pub(crate) use fold::fold;
+pub(crate) use rows::{Rows, Tokens, line, rows, tokens, vector_size};
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Int, Shape, Tensor, TensorMetadata, TensorPrimitive};
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::kernel::into_contiguous;
-use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
+use burn_cubecl::ops::numeric::{empty_device_contiguous_dtype, zeros_client};
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::ArrayArg;
 
@@ -32,6 +37,13 @@ pub(crate) fn array<R: CubeRuntime>(tensor: &CubeTensor<R>) -> ArrayArg<R> {
 /// A packed tensor beside `like`, not initialised.
 pub(crate) fn empty<R: CubeRuntime>(like: &CubeTensor<R>, shape: impl Into<Shape>, dtype: DType) -> CubeTensor<R> {
     empty_device_contiguous_dtype(like.client.clone(), like.device.clone(), shape.into(), dtype)
+}
+
+/// Zeros beside `like`.
+pub(crate) fn zeros<R: CubeRuntime>(like: &CubeTensor<R>, shape: impl Into<Shape>, dtype: DType) -> CubeTensor<R> {
+    let shape = shape.into();
+    // There is no launch without elements.
+    if shape.num_elements() == 0 { empty(like, shape, dtype) } else { zeros_client(like.client.clone(), like.device.clone(), shape, dtype) }
 }
 
 /// A float tensor's primitive.

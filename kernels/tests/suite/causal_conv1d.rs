@@ -16,12 +16,14 @@ struct ConvCase {
     bias: bool,
     state: bool,
     silu: bool,
+    /// The input is part of a wider tensor.
+    wide: bool,
     segments: Option<Ids>,
 }
 
 impl ConvCase {
     fn new(l: usize, e: usize, k: usize) -> Self {
-        Self { b: 2, l, e, k, bias: true, state: true, silu: true, segments: None }
+        Self { b: 2, l, e, k, bias: true, state: true, silu: true, wide: false, segments: None }
     }
 
     fn bare(self) -> Self {
@@ -45,8 +47,9 @@ impl ConvCase {
             let (ids, prev) = piece(ids, prev, l, from, to);
             Segments::new(b, to - from, ids, prev, &Default::default()).unwrap()
         });
+        let x = inputs.get("x").reshape([b, l, e]).narrow(1, from, to - from).cast(dtype);
         ConvArgs {
-            x: inputs.get("x").reshape([b, l, e]).narrow(1, from, to - from).cast(dtype),
+            x: if self.wide { Tensor::cat(vec![x.clone(), x], 2).narrow(2, e, e) } else { x },
             weight: inputs.get("weight").reshape([e, k]).cast(dtype),
             bias: inputs.opt("bias").map(|bias| bias.cast(dtype)),
             state: state.map(|state| state.cast(dtype)),
@@ -144,6 +147,8 @@ fn cases() -> Vec<ConvCase> {
         ConvCase::new(1, 33, 2).segmented(),
         ConvCase::new(3, 5, 2).bare(),
         ConvCase::new(12, 6, 3).segmented(),
+        ConvCase { wide: true, ..ConvCase::new(5, 128, 4) },
+        ConvCase { wide: true, ..ConvCase::new(3, 6, 2) },
     ];
     if !SLOW {
         cases.extend([
@@ -163,6 +168,27 @@ fn all_paths_agree_with_the_scalar_loop() {
     for case in cases() {
         check_values(&case, &[Way::Reference, Way::Public]);
     }
+}
+
+#[test]
+fn a_single_tap_keeps_no_state() {
+    let case = ConvCase { state: false, ..ConvCase::new(3, 6, 1) };
+    let want = &case.scalar(&case.inputs())[0];
+    let inputs = Bag(case.inputs().0.iter().map(|(name, v)| (*name, tensor::<Plain>(v))).collect());
+    let out = causal_conv1d(case.args(&inputs, (0, case.l), None, DType::F32));
+    assert_eq!(out.state.dims(), [case.b, 0, case.e]);
+    close("y", &values(out.y), want, TOLERANCE);
+}
+
+#[test]
+fn a_row_without_tokens_keeps_the_state() {
+    let case = ConvCase::new(1, 6, 4);
+    let inputs = Bag(case.inputs().0.iter().map(|(name, v)| (*name, tensor::<Plain>(v))).collect());
+    let state = inputs.get("state").reshape([case.b, case.k - 1, case.e]);
+    let x = Tensor::empty([case.b, 0, case.e], &Default::default());
+    let out = causal_conv1d(ConvArgs { x, ..case.args(&inputs, (0, 1), Some(state.clone()), DType::F32) });
+    assert_eq!(out.y.dims(), [case.b, 0, case.e]);
+    close("state", &values(out.state), &values(state), 0.0);
 }
 
 #[test]
@@ -205,11 +231,8 @@ fn packed_documents_agree_with_separate_ones() {
 
 #[test]
 fn half_precision_inputs_round_only_the_output() {
-    if !HALF {
-        return;
-    }
-    for (dtype, tolerance) in [(DType::BF16, 4.1e-3), (DType::F16, 5.1e-4)] {
-        let case = ConvCase::new(40, 20, 4).segmented();
+    for (dtype, tolerance) in halves() {
+        let case = ConvCase::new(if SLOW { 12 } else { 40 }, 32, 4).segmented();
         let want = case.scalar(&case.inputs());
         close_lists(&format!("{dtype:?}"), &outputs(&case, &Way::Public, dtype), &want, tolerance);
         let want = gradients(&case, &Way::Reference, DType::F32, &[0, 1]);

@@ -22,6 +22,18 @@ pub const SLOW: bool = cfg!(feature = "vulkan");
 /// f16 and bf16 work.
 pub const HALF: bool = cfg!(any(feature = "cuda", all(feature = "flex", not(any(feature = "ndarray", feature = "vulkan")))));
 
+/// The half precisions that work, with the error that rounding to them allows.
+pub fn halves() -> Vec<(DType, f64)> {
+    let both = vec![(DType::F16, 5.1e-4), (DType::BF16, 4.1e-3)];
+    if HALF {
+        both
+    } else if cfg!(all(feature = "vulkan", not(feature = "cuda"))) && Plain::supports_dtype(&Default::default(), DType::F16) {
+        both[..1].to_vec()
+    } else {
+        Vec::new()
+    }
+}
+
 /// Relative to the largest value. NdArray's vector reciprocals and a GPU's exponentials are approximations.
 pub const TOLERANCE: f64 = if cfg!(any(feature = "ndarray", feature = "vulkan", feature = "cuda")) { 5e-5 } else { 1e-5 };
 
