@@ -430,18 +430,18 @@ template <class D, class A, class B, class C> void compute_mma(void **operand, c
     constexpr int M = A::rows, K = A::columns, N = B::columns;
     using S = Sum<typename C::Element>;
     auto lanes = (Operands<D, A, B, C> **)operand;
-    static thread_local S a[M][K], b[K][N], sum[M][N];
+    S a[M * K], b[K * N], sum[M * N];
     for (int l = 0; l < 32; l++) {
         if (!lanes[l]) return __emu_api->fail("wmma: a lane of the warp does not exist or has finished");
-        for (int i = 0; i < A::num_elements; i++) a[0][l * A::num_elements + i] = S(lanes[l]->a->x[i]);
-        for (int i = 0; i < B::num_elements; i++) b[0][l * B::num_elements + i] = S(lanes[l]->b->x[i]);
-        for (int i = 0; i < C::num_elements; i++) sum[0][l * C::num_elements + i] = S(lanes[l]->c->x[i]);
+        for (int i = 0; i < A::num_elements; i++) a[l * A::num_elements + i] = S(lanes[l]->a->x[i]);
+        for (int i = 0; i < B::num_elements; i++) b[l * B::num_elements + i] = S(lanes[l]->b->x[i]);
+        for (int i = 0; i < C::num_elements; i++) sum[l * C::num_elements + i] = S(lanes[l]->c->x[i]);
     }
     for (int m = 0; m < M; m++)
         for (int k = 0; k < K; k++)
-            for (int n = 0; n < N; n++) sum[m][n] += a[m][k] * b[k][n];
+            for (int n = 0; n < N; n++) sum[m * N + n] += a[m * K + k] * b[k * N + n];
     for (int l = 0; l < 32; l++)
-        for (int i = 0; i < D::num_elements; i++) lanes[l]->d->x[i] = typename D::Element(sum[0][l * D::num_elements + i]);
+        for (int i = 0; i < D::num_elements; i++) lanes[l]->d->x[i] = typename D::Element(sum[l * D::num_elements + i]);
 }
 template <class D, class A, class B, class C> void mma_sync(D &d, const A &a, const B &b, const C &c) {
     Operands<D, A, B, C> o{&d, &a, &b, &c};

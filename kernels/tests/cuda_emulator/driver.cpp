@@ -44,9 +44,10 @@ const long MEMORY = setting("TERRARIUM_EMULATOR_MEMORY_GB", 16);
 
 // ---------------------------------------------------------------- kernels and launches
 
-struct Module { void *library; std::string source; };
+struct Module { void *library; std::string source; std::vector<unsigned> offsets; };
 struct Function {
     std::string name, source;
+    std::vector<unsigned> offsets;
     void (*entry)(void **parameters);
     int dynamic_shared;
 };
@@ -180,7 +181,7 @@ void describe() {
     va_end(arguments);
     describe();
     fflush(stdout);
-    abort();
+    _exit(134);
 }
 void fail(const char *message) { failf("%s", message); }
 
@@ -188,6 +189,7 @@ struct sigaction old_handlers[3];
 
 void on_signal(int number, siginfo_t *info, void *context) {
     if (worker && worker->launch) {
+        report_lock.lock();  // for good
         const char *name = number == SIGSEGV ? "invalid or misaligned memory access" : number == SIGBUS ? "bus error" : "invalid arithmetic (division by zero?)";
         // The memory of a stack guard page or of a freed allocation looks the same from here.
         fprintf(stderr, "\nCUDA emulator: %s at address %p\n", name, info->si_addr);
@@ -296,7 +298,7 @@ void release_block() {
 void start_fiber(Fiber &f, unsigned rank, Dim3 block_idx) {
     const Launch &l = *worker->launch;
     f.thread = {{rank % l.block.x, rank / l.block.x % l.block.y, rank / l.block.x / l.block.y},
-                block_idx, l.block, l.grid, rank % WARP, rank, 0, worker->shared};
+                block_idx, l.block, l.grid, rank % WARP, rank, 0, worker->shared, l.function->offsets.data()};
     f.waits_for = nullptr;
     f.done = false;
     if (!f.groups.empty()) f.groups.clear();

@@ -149,11 +149,13 @@ EXPORT int cuModuleLoadData(Handle *module, const char *image) {
     const char *mark = "// emulator ";
     if (strncmp(image, mark, strlen(mark))) return INVALID_IMAGE;
     std::string path = image + strlen(mark);
-    path = path.substr(0, path.find('\n'));
+    std::vector<unsigned> offsets;
+    for (size_t at = path.find('\n') + 1; at < path.size(); at = path.find('\n', at) + 1) offsets.push_back(unsigned(atoi(&path[at])));
+    path.resize(path.find('\n'));
     void *library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
     if (!library) { fprintf(stderr, "CUDA emulator: %s\n", dlerror()); return INVALID_IMAGE; }
     *static_cast<const Api **>(dlsym(library, "__emu_api")) = &API;
-    *module = new Module{library, path.substr(0, path.size() - 3) + ".cu"};
+    *module = new Module{library, path.substr(0, path.size() - 3) + ".cu", offsets};
     return SUCCESS;
 }
 EXPORT int cuModuleLoadDataEx(Handle *module, const char *image, unsigned, void *, void *) { return cuModuleLoadData(module, image); }
@@ -162,7 +164,7 @@ EXPORT int cuModuleGetFunction(Handle *function, Handle m, const char *name) {
     auto module = static_cast<Module *>(m);
     void *entry = dlsym(module->library, (std::string("__emu_launch_") + name).c_str());
     if (!entry) return NOT_FOUND;
-    *function = new Function{name, module->source, reinterpret_cast<void (*)(void **)>(entry), 0};
+    *function = new Function{name, module->source, module->offsets, reinterpret_cast<void (*)(void **)>(entry), 0};
     return SUCCESS;
 }
 EXPORT int cuModuleGetGlobal_v2(uint64_t *, size_t *, Handle, const char *) { return NOT_FOUND; }

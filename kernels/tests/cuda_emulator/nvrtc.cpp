@@ -25,6 +25,8 @@ namespace {
 using std::string;
 
 struct Program { string source, ptx, log; };
+// Where each piece of shared memory starts, in the order of their numbers.
+using Offsets = std::vector<unsigned>;
 
 // Flags must be those that build.sh precompiles device.h with.
 const char *const FLAGS = EMULATOR_FLAGS;
@@ -97,6 +99,60 @@ string sort_structs(const string &source) {
     string out = source.substr(0, first);
     for (auto &s : structs) out += s + "\n";
     return out + source.substr(at);
+}
+
+std::vector<string> lines_of(const string &source) {
+    std::stringstream in(source);
+    std::vector<string> lines;
+    for (string line; std::getline(in, line);) lines.push_back(line);
+    return lines;
+}
+
+// CubeCL declares variables in random order.
+bool declares(const string &line) {
+    static const std::regex DECLARATION(R"(\w+ l_mut_\d+;)");
+    return line.size() < 80 && line.find(" l_mut_") != string::npos && std::regex_match(line, DECLARATION);
+}
+void sort_declarations(std::vector<string> &lines) {
+    for (auto at = lines.begin(); at != lines.end(); ++at) {
+        auto first = at;
+        while (at != lines.end() && declares(*at)) ++at;
+        std::sort(first, at);
+        if (at == lines.end()) return;
+    }
+}
+
+// CubeCL lays shared memory out in random order. The pieces get the order of their numbers, and
+// their offsets become data that the driver reads when it loads the kernel.
+void extract_offsets(std::vector<string> &lines, Offsets &offsets) {
+    static const string NAME = "shared_memory_", BLOCK = "dynamic_shared_mem[";
+    struct Piece { string comment, before, after; unsigned offset; };
+    std::map<unsigned long, Piece> pieces;
+    auto place = lines.end();
+    for (auto at = lines.begin(); at != lines.end(); ++at) {
+        size_t block = at->find(BLOCK), name = at->find(NAME);
+        // The declaration of the block itself has no size.
+        if (block == string::npos || name > block) continue;
+        size_t digits = block + BLOCK.size(), end = at->find(']', digits);
+        pieces[std::stoul(at->substr(name + NAME.size()))] = {at[-1], at->substr(0, digits), at->substr(end), unsigned(std::stoul(at->substr(digits)))};
+        if (place == lines.end()) place = at - 1;
+        *at = at[-1] = "";
+    }
+    for (auto &[number, p] : pieces) {
+        *place++ = p.comment;
+        *place++ = p.before + "__emu_self.offsets[" + std::to_string(offsets.size()) + "]" + p.after;
+        offsets.push_back(p.offset);
+    }
+}
+
+// The same text for the same kernel: what differs from run to run is gone.
+string normalize(const string &source, Offsets &offsets) {
+    auto lines = lines_of(sort_structs(renumber_temporaries(source)));
+    sort_declarations(lines);
+    extract_offsets(lines, offsets);
+    string out;
+    for (auto &line : lines) out += line + "\n";
+    return out;
 }
 
 // ---------------------------------------------------------------- inline assembly
@@ -234,12 +290,12 @@ string rewrite(string source) {
     source = wrap_kernels(source);
     // Calls in a kernel note their line for reports; declarations of the same names take references.
     source = std::regex_replace(source, MATRIX, "$1__EMU_CALL_$2$3");
-    std::stringstream in(source);
-    string out, line;
-    while (std::getline(in, line)) {
+    string out;
+    for (string line : lines_of(source)) {
         size_t call = line.find("__EMU_CALL_");
         if (call != string::npos) line.replace(call, 11, line.find("&reg_") == string::npos ? "__EMU_AT; " : "");
-        out += std::regex_replace(line, WMMA, "__EMU_AT; $&") + "\n";
+        if (line.find("wmma::") != string::npos) line = std::regex_replace(line, WMMA, "__EMU_AT; $&");
+        out += line + "\n";
     }
     return "const __emu::Api *__emu_api;\n" + out;
 }
@@ -266,7 +322,8 @@ bool compile(Program &p) {
     string cache = setting("TERRARIUM_EMULATOR_CACHE", "/tmp/cuda-emulator-cache");
     string level = setting("TERRARIUM_EMULATOR_OPT", "1");
     make_directory(cache);
-    string source = rewrite(sort_structs(renumber_temporaries(p.source)));
+    Offsets offsets;
+    string source = rewrite(normalize(p.source, offsets));
     // The stamp changes with every build of the emulator.
     string base = cache + "/" + hash(source + FLAGS + level + read_file(home + "/stamp"));
     if (access((base + ".so").c_str(), R_OK) != 0) {
@@ -282,6 +339,7 @@ bool compile(Program &p) {
         rename((own + ".so").c_str(), (base + ".so").c_str());
     }
     p.ptx = "// emulator " + base + ".so\n";
+    for (unsigned offset : offsets) p.ptx += std::to_string(offset) + "\n";
     return true;
 }
 

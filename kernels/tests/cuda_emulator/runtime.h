@@ -15,6 +15,7 @@ struct Thread {
     unsigned rank;          // in its block
     int line;
     unsigned char *shared;  // the block's dynamic shared memory
+    const unsigned *offsets;  // where its pieces start
 };
 
 enum class Type : int { f32, f16, bf16, tf32, f64, s8, u8, s32, e4m3, e5m2, e3m2, e2m3, e2m1 };
