@@ -726,7 +726,7 @@ void cp_async_wait(int left) {
 
 const Api API = {self, fail, sync_threads, vote_threads, collective, active_mask, shuffle, ballot, ldmatrix, stmatrix, mma,
                  cp_async, cp_async_arrive, cp_async_wait, cp_async_commit, barrier_init, barrier_arrive, barrier_wait,
-                 barrier_expect, barrier_copy, tensor_load, tensor_store, fp8_to_float};
+                 barrier_expect, barrier_copy, tensor_load, tensor_store};
 
 // ---------------------------------------------------------------- memory
 

@@ -47,7 +47,6 @@ struct Api {
     void (*barrier_copy)(void *barrier, void *target, const void *source, size_t size, bool transaction);
     void (*tensor_load)(void *barrier, void *target, const void *map, const int *coordinates, int rank);
     void (*tensor_store)(const void *source, const void *map, const int *coordinates, int rank);
-    float (*fp8_to_float)(Type type, unsigned char bits);
 };
 
 }  // namespace __emu
