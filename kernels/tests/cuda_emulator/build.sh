@@ -8,7 +8,7 @@ cxx=${TERRARIUM_EMULATOR_CXX:-g++}
 # Contracted multiply-add, as NVRTC does it; CubeCL reinterprets memory freely.
 flags="-std=c++20 -fPIC -w -fpermissive -march=x86-64-v3 -ffp-contract=fast -fno-strict-aliasing -fwrapv -fno-gnu-unique -fvisibility=hidden -g0 -pipe"
 
-$cxx -std=c++20 -O2 -march=x86-64-v3 -fPIC -shared -pthread -Wall -Wextra -fvisibility=hidden "$here/driver.cpp" -o "$out/libcuda.so" -ldl
+$cxx -std=c++20 -O3 -march=x86-64-v3 -fPIC -shared -pthread -Wall -Wextra -fvisibility=hidden "$here/driver.cpp" -o "$out/libcuda.so" -ldl
 $cxx -std=c++20 -O2 -fPIC -shared -Wall -Wextra -fvisibility=hidden "-DEMULATOR_FLAGS=\"$flags\"" "$here/nvrtc.cpp" -o "$out/libnvrtc.so" -ldl
 $cxx -std=c++20 -O1 -Wall -Wextra "$here/selftest.cpp" -o "$out/selftest" -ldl
 for level in 0 1 2; do

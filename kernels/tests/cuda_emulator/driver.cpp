@@ -185,21 +185,24 @@ void describe() {
 }
 void fail(const char *message) { failf("%s", message); }
 
-struct sigaction old_handlers[3];
+struct Signal { int number; const char *meaning; struct sigaction old; };
+Signal signals[] = {{SIGSEGV, "invalid or misaligned memory access", {}},
+                    {SIGBUS, "invalid memory access", {}},
+                    {SIGFPE, "integer division by zero", {}},
+                    {SIGILL, "misaligned access, or a cast or shift out of range", {}}};
 
 void on_signal(int number, siginfo_t *info, void *context) {
+    Signal &s = *std::find_if(std::begin(signals), std::end(signals), [=](Signal &s) { return s.number == number; });
     if (worker && worker->launch) {
         report_lock.lock();  // for good
-        const char *name = number == SIGSEGV ? "invalid or misaligned memory access" : number == SIGBUS ? "bus error" : "invalid arithmetic (division by zero?)";
-        // The memory of a stack guard page or of a freed allocation looks the same from here.
-        fprintf(stderr, "\nCUDA emulator: %s at address %p\n", name, info->si_addr);
+        // Freed memory and the end of a stack look the same from here.
+        fprintf(stderr, "\nCUDA emulator: %s (address %p)\n", s.meaning, info->si_addr);
         describe();
         _exit(134);
     }
-    struct sigaction &old = old_handlers[number == SIGSEGV ? 0 : number == SIGBUS ? 1 : 2];
-    if (old.sa_flags & SA_SIGINFO) return old.sa_sigaction(number, info, context);
-    if (old.sa_handler == SIG_IGN) return;
-    if (old.sa_handler != SIG_DFL) return old.sa_handler(number);
+    if (s.old.sa_flags & SA_SIGINFO) return s.old.sa_sigaction(number, info, context);
+    if (s.old.sa_handler == SIG_IGN) return;
+    if (s.old.sa_handler != SIG_DFL) return s.old.sa_handler(number);
     signal(number, SIG_DFL);
     raise(number);
 }
@@ -208,9 +211,7 @@ void catch_signals() {
     struct sigaction action = {};
     action.sa_sigaction = on_signal;
     action.sa_flags = SA_SIGINFO | SA_ONSTACK;
-    sigaction(SIGSEGV, &action, &old_handlers[0]);
-    sigaction(SIGBUS, &action, &old_handlers[1]);
-    sigaction(SIGFPE, &action, &old_handlers[2]);
+    for (Signal &s : signals) sigaction(s.number, &action, &s.old);
 }
 
 // ---------------------------------------------------------------- scheduling
@@ -422,7 +423,7 @@ void collective(const char *name, unsigned mask, void *operand, Compute compute,
     if (!w.arrived) {
         w.name = name; w.mask = mask; w.line = t.line; w.compute = compute; w.context = context;
         memset(w.operand, 0, sizeof w.operand);
-    } else if (w.line != t.line || w.compute != compute || w.mask != mask || strcmp(w.name, name)) {
+    } else if (w.line != t.line || w.compute != compute || w.mask != mask || (w.name != name && strcmp(w.name, name))) {
         failf("divergent warp: lane %u comes to %s (line %d), other lanes (mask %08x) wait at %s (line %d)",
               t.lane, name, t.line, w.arrived, w.name, w.line);
     }
@@ -547,48 +548,46 @@ float fp8_to_float(Type type, unsigned char bits) {
 }
 
 // Elements of a 32-bit register as f32; integers of 8 bits are exact in it.
-inline void unpack(Type type, unsigned word, float *out) {
-    switch (type) {
+template <Type TYPE> inline void unpack(unsigned word, float *out) {
+    switch (TYPE) {
         case Type::bf16: out[0] = bits_to_float(word << 16); out[1] = bits_to_float(word & 0xFFFF0000); break;
         case Type::f16: out[0] = _cvtsh_ss(uint16_t(word)); out[1] = _cvtsh_ss(uint16_t(word >> 16)); break;
         case Type::tf32: out[0] = bits_to_float(word & 0xFFFFE000); break;  // the unit ignores the low bits
         case Type::s8: for (int i = 0; i < 4; i++) out[i] = int8_t(word >> 8 * i); break;
         case Type::u8: for (int i = 0; i < 4; i++) out[i] = uint8_t(word >> 8 * i); break;
-        case Type::e4m3: case Type::e5m2: for (int i = 0; i < 4; i++) out[i] = fp8_to_float(type, word >> 8 * i); break;
-        default: failf("mma: unsupported element type");
+        case Type::e4m3: case Type::e5m2: for (int i = 0; i < 4; i++) out[i] = fp8_to_float(TYPE, word >> 8 * i); break;
+        default: break;
     }
 }
-int elements(Type type) {
+constexpr int elements(Type type) {
     switch (type) { case Type::tf32: return 1; case Type::f16: case Type::bf16: return 2; default: return 4; }
 }
 
-struct MmaContext { Type cd, a, b; int k; };
 struct MmaOperand { const unsigned *a, *b, *c; unsigned *d[4]; };
 
 // mma.m16n8k{8,16,32}: the register layout of all element sizes follows one rule.
-void compute_mma(void **operand, const void *context) {
+template <Type CD, Type A, Type B> void compute_mma(void **operand, const void *) {
     auto lanes = reinterpret_cast<MmaOperand **>(operand);
-    auto &m = *static_cast<const MmaContext *>(context);
     need_all_lanes("mma", operand);
     alignas(32) float a[16][32], b[32][8], d[16][8];
-    int e = elements(m.a);
+    constexpr int e = elements(A);
     for (unsigned i = 0; i < WARP; i++) {
         unsigned group = i / 4, member = i % 4;
-        for (int r = 0; r < 4; r++) unpack(m.a, lanes[i]->a[r], &a[group + 8 * (r & 1)][member * e + (r >> 1) * 4 * e]);
+        for (int r = 0; r < 4; r++) unpack<A>(lanes[i]->a[r], &a[group + 8 * (r & 1)][member * e + (r >> 1) * 4 * e]);
         for (int r = 0; r < 2; r++) {
             float column[4];
-            unpack(m.b, lanes[i]->b[r], column);
+            unpack<B>(lanes[i]->b[r], column);
             for (int q = 0; q < e; q++) b[member * e + r * 4 * e + q][group] = column[q];
         }
         for (int r = 0; r < 4; r++) {
             unsigned word = lanes[i]->c[r];
-            d[group + 8 * (r >> 1)][member * 2 + (r & 1)] = m.cd == Type::s32 ? 0 : bits_to_float(word);
+            d[group + 8 * (r >> 1)][member * 2 + (r & 1)] = CD == Type::s32 ? 0 : bits_to_float(word);
         }
     }
     for (int row = 0; row < 16; row += 8) {
         __m256 sum[8];
         for (int r = 0; r < 8; r++) sum[r] = _mm256_load_ps(d[row + r]);
-        for (int q = 0; q < m.k; q++) {
+        for (int q = 0; q < 8 * e; q++) {
             __m256 right = _mm256_load_ps(b[q]);
             for (int r = 0; r < 8; r++) sum[r] = _mm256_fmadd_ps(_mm256_broadcast_ss(&a[row + r][q]), right, sum[r]);
         }
@@ -598,20 +597,29 @@ void compute_mma(void **operand, const void *context) {
         for (int r = 0; r < 4; r++) {
             float value = d[i / 4 + 8 * (r >> 1)][i % 4 * 2 + (r & 1)];
             // 32 products of 8 bits stay below 2^24: exact in f32.
-            if (m.cd == Type::s32) *lanes[i]->d[r] = lanes[i]->c[r] + unsigned(int(value));
+            if (CD == Type::s32) *lanes[i]->d[r] = lanes[i]->c[r] + unsigned(int(value));
             else memcpy(lanes[i]->d[r], &value, 4);
         }
 }
 
+struct MmaKind { Type cd, a, b; Compute compute; };
+template <Type CD, Type A, Type B> constexpr MmaKind mma_kind() { return {CD, A, B, compute_mma<CD, A, B>}; }
+constexpr MmaKind MMA_KINDS[] = {
+    mma_kind<Type::f32, Type::bf16, Type::bf16>(), mma_kind<Type::f32, Type::f16, Type::f16>(), mma_kind<Type::f32, Type::tf32, Type::tf32>(),
+    mma_kind<Type::s32, Type::s8, Type::s8>(), mma_kind<Type::s32, Type::u8, Type::u8>(),
+    mma_kind<Type::s32, Type::s8, Type::u8>(), mma_kind<Type::s32, Type::u8, Type::s8>(),
+    mma_kind<Type::f32, Type::e4m3, Type::e4m3>(), mma_kind<Type::f32, Type::e5m2, Type::e5m2>(),
+    mma_kind<Type::f32, Type::e4m3, Type::e5m2>(), mma_kind<Type::f32, Type::e5m2, Type::e4m3>(),
+};
+
 void mma(Type cd, Type a, Type b, int k, unsigned *d[], const unsigned *abc) {
-    if (cd != Type::f32 && cd != Type::s32) failf("mma: only f32 and s32 accumulators are supported");
-    if (k != 8 * elements(a)) failf("mma: k=%d is not supported for this type", k);
+    auto kind = std::find_if(std::begin(MMA_KINDS), std::end(MMA_KINDS), [=](const MmaKind &m) { return m.cd == cd && m.a == a && m.b == b; });
+    if (kind == std::end(MMA_KINDS) || k != 8 * elements(a)) failf("mma: these types or k=%d are not supported", k);
     // Inputs are copied: an output register may be an input too.
     unsigned in[10];
     memcpy(in, abc, sizeof in);
     MmaOperand o{in, in + 4, in + 6, {d[0], d[1], d[2], d[3]}};
-    MmaContext c{cd, a, b, k};
-    collective("mma", ~0u, &o, compute_mma, &c);
+    collective("mma", ~0u, &o, kind->compute, nullptr);
 }
 
 // ---------------------------------------------------------------- barriers and asynchronous copies

@@ -321,17 +321,19 @@ bool compile(Program &p) {
     string home = own_directory();
     string cache = setting("TERRARIUM_EMULATOR_CACHE", "/tmp/cuda-emulator-cache");
     string level = setting("TERRARIUM_EMULATOR_OPT", "1");
+    // Traps where C++ leaves the result open but a GPU does something definite or fails.
+    string checks = setting("TERRARIUM_EMULATOR_CHECK", "0") == "1" ? " -fsanitize=alignment,shift,float-cast-overflow -fsanitize-undefined-trap-on-error" : "";
     make_directory(cache);
     Offsets offsets;
     string source = rewrite(normalize(p.source, offsets));
     // The stamp changes with every build of the emulator.
-    string base = cache + "/" + hash(source + FLAGS + level + read_file(home + "/stamp"));
+    string base = cache + "/" + hash(source + FLAGS + checks + level + read_file(home + "/stamp"));
     if (access((base + ".so").c_str(), R_OK) != 0) {
         // Other processes may compile the same kernel: write aside, then rename.
         string own = base + "." + std::to_string(getpid());
         std::ofstream(own + ".cu") << source;
         rename((own + ".cu").c_str(), (base + ".cu").c_str());
-        string command = setting("TERRARIUM_EMULATOR_CXX", "g++") + " " + FLAGS + " -O" + level + " -include " + home +
+        string command = setting("TERRARIUM_EMULATOR_CXX", "g++") + " " + FLAGS + checks + " -O" + level + " -include " + home +
                          "/O" + level + "/device.h -shared -x c++ " + base + ".cu -o " + own + ".so";
         int status;
         p.log = run(command, status);

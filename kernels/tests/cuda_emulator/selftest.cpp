@@ -155,6 +155,9 @@ int main() {
     reports("write past shared memory", "invalid or misaligned", kernel("dynamic_shared_mem[4096 + threadIdx.x] = 1;"), 32);
     reports("write far outside", "invalid or misaligned", kernel("out[1 << 28] = 1;"), 32);
     reports("matrix operation of half a warp", "does not exist", kernel("uint32 r; asm volatile(\"ldmatrix.sync.aligned.m8n8.x1.shared::cta.b16\" \" {%0}, [%1];\" : \"=r\"(r) : \"r\"(0u));"), 16);
+    setenv("TERRARIUM_EMULATOR_CHECK", "1", 1);
+    reports("misaligned vector", "misaligned", kernel("float4 v = *(float4 *)(dynamic_shared_mem + 4 * threadIdx.x);\nout[0] = v.x;"), 32);
+    unsetenv("TERRARIUM_EMULATOR_CHECK");
     reports("unknown assembly", "does not know", kernel("asm volatile(\"wgmma.fence.sync.aligned;\" ::: \"memory\");"), 32);
 
     check_mma("bf16", "__nv_bfloat16", "f32", 2);
