@@ -240,7 +240,7 @@ inline unsigned __activemask() { return __emu_api->active_mask(); }
 inline void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 inline void __threadfence_block() {}
 inline void __threadfence_system() { __threadfence(); }
-inline void __nanosleep(unsigned) {}
+inline void __nanosleep(unsigned) { __emu_api->pause(); }
 
 // Shared addresses are offsets into the block's memory.
 inline size_t __cvta_generic_to_shared(const void *p) { return size_t((const unsigned char *)p - __emu_api->self()->shared); }
@@ -256,6 +256,9 @@ template <> struct Word<4> { using T = uint32_t; };
 template <> struct Word<8> { using T = uint64_t; };
 
 template <class T, class F> T update(T *p, F f) {
+    // Loops that wait for another thread do it by atomics.
+    static thread_local unsigned count;
+    if (++count % 64 == 0) __emu_api->pause();
     using W = typename Word<sizeof(T)>::T;
     auto word = (W *)p;
     W old = __atomic_load_n(word, __ATOMIC_RELAXED);

@@ -251,6 +251,17 @@ void give_way(const char *reason, void *at = nullptr) {
     emu_switch(&from->stack_pointer, to ? to->stack_pointer : worker->scheduler);
 }
 
+// Lets the others run, for threads that spin.
+void pause() {
+    Fiber *from = worker->current;
+    if (!worker->count) return;
+    push_ready(from);
+    Fiber *to = pop_ready();
+    if (to == from) return;
+    worker->current = to;
+    emu_switch(&from->stack_pointer, to->stack_pointer);
+}
+
 void finish_warp_operation(Warp &w) {
     w.compute(w.operand, w.context);
     unsigned arrived = w.arrived;
@@ -406,7 +417,10 @@ struct Pool {
         busy = size;
         generation++;
         wake.notify_all();
-        finished.wait(hold, [&] { return busy == 0; });
+        uint64_t blocks = uint64_t(l.grid.x) * l.grid.y * l.grid.z;
+        for (unsigned minutes = 1; !finished.wait_for(hold, std::chrono::minutes(1), [&] { return busy == 0; }); minutes++)
+            fprintf(stderr, "CUDA emulator: kernel %s runs since %u minutes, %lu of %lu blocks have started\n  source %s\n", l.function->name.c_str(),
+                    minutes, std::min(next.load(), blocks), blocks, l.function->source.c_str());
     }
 };
 Pool &pool() { static Pool *p = new Pool; return *p; }
@@ -732,7 +746,7 @@ void cp_async_wait(int left) {
     }
 }
 
-const Api API = {self, fail, sync_threads, vote_threads, collective, active_mask, shuffle, ballot, ldmatrix, stmatrix, mma,
+const Api API = {self, fail, pause, sync_threads, vote_threads, collective, active_mask, shuffle, ballot, ldmatrix, stmatrix, mma,
                  cp_async, cp_async_arrive, cp_async_wait, cp_async_commit, barrier_init, barrier_arrive, barrier_wait,
                  barrier_expect, barrier_copy, tensor_load, tensor_store};
 

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -330,7 +331,8 @@ bool compile(Program &p) {
     string base = cache + "/" + hash(source + FLAGS + checks + level + read_file(home + "/stamp"));
     if (access((base + ".so").c_str(), R_OK) != 0) {
         // Other processes may compile the same kernel: write aside, then rename.
-        string own = base + "." + std::to_string(getpid());
+        static std::atomic<unsigned> count{0};
+        string own = base + "." + std::to_string(getpid()) + "." + std::to_string(count++);
         std::ofstream(own + ".cu") << source;
         rename((own + ".cu").c_str(), (base + ".cu").c_str());
         string command = setting("TERRARIUM_EMULATOR_CXX", "g++") + " " + FLAGS + checks + " -O" + level + " -include " + home +

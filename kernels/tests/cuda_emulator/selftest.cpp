@@ -178,6 +178,9 @@ int main() {
     for (int t = 0; t < 32; t++) good &= copied[64 + t] == float((t + 1) % 32);
     check("cp.async lands at its barrier", good && early == 31);
 
+    auto spun = run(kernel("int *flag = (int *)dynamic_shared_mem; int t = threadIdx.x;\nif (t == 0) *flag = 0;\n__syncthreads();\nif (t == 40) while (atomicAdd(flag, 0) == 0) {}\nelse if (t == 63) atomicExch(flag, 1);\n__syncwarp();\nout[t] = 1;"), 64, 64);
+    check("spinning threads", spun[40] == 1);
+
     auto fresh = run(kernel("out[0] = ((float *)dynamic_shared_mem)[threadIdx.x];"), 1, 2);
     check("fresh memory is NaN", std::isnan(fresh[0]) && std::isnan(fresh[1]));
     auto sums = run(kernel("float v = threadIdx.x;\nfor (int o = 1; o < 32; o *= 2) v += __shfl_xor_sync(-1, v, o);\nout[threadIdx.x] = v;\natomicAdd(&out[32], 0.f);"), 32, 33);
