@@ -61,8 +61,8 @@ struct Launch {
 // ---------------------------------------------------------------- fibers
 
 struct Copy { unsigned char *target; const unsigned char *source; size_t size, source_size; bool transaction; };
-// A copy by a tensor map: which box goes where.
-struct Box { unsigned char *target; const void *map; int at[5]; int rank; };
+
+#include "tensor_map.h"
 
 struct Fiber {
     void *stack_pointer;
@@ -638,7 +638,7 @@ void mma(Type cd, Type a, Type b, int k, unsigned *d[], const unsigned *abc) {
 
 // ---------------------------------------------------------------- barriers and asynchronous copies
 
-#include "tensor_map.h"
+#include "tensor_copy.h"
 
 void run_copy(const Copy &c) {
     memcpy(c.target, c.source, c.source_size);
@@ -706,7 +706,7 @@ void barrier_copy(void *p, void *target, const void *source, size_t size, bool t
 void tensor_load(void *p, void *target, const void *map, const int *at, int rank) {
     Pending *pending;
     Barrier &b = barrier_at(p, &pending);
-    Box box{static_cast<unsigned char *>(target), map, {}, rank};
+    Box box{static_cast<unsigned char *>(target), tensor_map(map), {}, rank};
     std::copy(at, at + rank, box.at);
     pending->boxes.push_back(box);
     if (!b.pending) try_complete(p);

@@ -140,6 +140,37 @@ void check_ldmatrix(bool transpose) {
     check("ldmatrix" + t, good);
 }
 
+// A box of a tensor map that hangs over the edge, in and out through shared memory.
+void check_tensor_map(int swizzle) {
+    const unsigned rows = 20, columns = 64, box_rows = 8, box_columns = 32;
+    uint64_t from, to, dims[] = {columns, rows}, strides[] = {columns * 4};
+    unsigned box[] = {box_columns, box_rows}, steps[] = {1, 1};
+    call(driver, "cuMemAlloc_v2", &from, size_t(rows * columns * 4));
+    call(driver, "cuMemAlloc_v2", &to, size_t(rows * columns * 4));
+    auto source = reinterpret_cast<float *>(from), target = reinterpret_cast<float *>(to);
+    for (unsigned i = 0; i < rows * columns; i++) source[i] = float(i);
+    alignas(64) char maps[2][128];
+    for (int i = 0; i < 2; i++)
+        call(driver, "cuTensorMapEncodeTiled", (void *)maps[i], 7, 2u, reinterpret_cast<void *>(i ? to : from), (const uint64_t *)dims,
+             (const uint64_t *)strides, (const unsigned *)box, (const unsigned *)steps, 0, swizzle, 0, 0);
+    Handle f = load("#include <cuda/barrier>\ntypedef unsigned char uint8;\ntypedef struct CUtensorMap_st {\nalignas(64) unsigned long long int opaque[16];\n} CUtensorMap;\n"
+        "extern \"C\" __global__ void __launch_bounds__(32) k (const __grid_constant__ CUtensorMap a, const __grid_constant__ CUtensorMap b) {\n"
+        "extern __shared__ __align__(1024) uint8 dynamic_shared_mem[];\n"
+        "auto &bar = *(cuda::barrier<cuda::thread_scope_block> *)(dynamic_shared_mem + 1024);\nif (threadIdx.x == 0) init(&bar, 32);\n__syncthreads();\n"
+        "if (threadIdx.x == 0) { cuda::device::experimental::cp_async_bulk_tensor_2d_global_to_shared(dynamic_shared_mem, &a, 32, 16, bar);\n"
+        "  bar.wait(cuda::device::barrier_arrive_tx(bar, 1, 1024)); }\nelse bar.arrive_and_wait();\n"
+        "if (threadIdx.x == 0) cuda::device::experimental::cp_async_bulk_tensor_2d_shared_to_global(&b, 32, 16, dynamic_shared_mem);\n}\n");
+    void *parameters[] = {maps[0], maps[1]};
+    call(driver, "cuLaunchKernel", f, 1u, 1u, 1u, 32u, 1u, 1u, 2048u, (Handle) nullptr, (void **)parameters, (void **)nullptr);
+    bool good = true;
+    for (unsigned r = 0; r < rows; r++)
+        for (unsigned c = 0; c < columns; c++) {
+            float got = target[r * columns + c];
+            good &= r >= 16 && c >= 32 ? got == source[r * columns + c] : std::isnan(got);
+        }
+    check("tensor map, swizzle " + std::to_string(swizzle), good);
+}
+
 int main() {
     driver = dlopen("libcuda.so", RTLD_NOW);
     compiler = dlopen("libnvrtc.so", RTLD_NOW);
@@ -177,6 +208,9 @@ int main() {
     bool good = true;
     for (int t = 0; t < 32; t++) good &= copied[64 + t] == float((t + 1) % 32);
     check("cp.async lands at its barrier", good && early == 31);
+
+    check_tensor_map(0);
+    check_tensor_map(3);
 
     auto spun = run(kernel("int *flag = (int *)dynamic_shared_mem; int t = threadIdx.x;\nif (t == 0) *flag = 0;\n__syncthreads();\nif (t == 40) while (atomicAdd(flag, 0) == 0) {}\nelse if (t == 63) atomicExch(flag, 1);\n__syncwarp();\nout[t] = 1;"), 64, 64);
     check("spinning threads", spun[40] == 1);
