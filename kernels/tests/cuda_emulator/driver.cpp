@@ -76,6 +76,7 @@ struct Fiber {
 
 struct Warp {
     unsigned alive, arrived, mask;
+    unsigned in_step;  // lanes that wait for the others to stop, too
     int line;
     const char *name;
     Compute compute;
@@ -241,25 +242,44 @@ Fiber *pop_ready() {
     return at(worker->count);
 }
 
+void switch_to_next() {
+    Fiber *from = worker->current, *to = pop_ready();
+    if (to == from) return;
+    worker->current = to;
+    emu_switch(&from->stack_pointer, to ? to->stack_pointer : worker->scheduler);
+}
+
+// Once every lane waits for something, those that keep in step go on.
+void release_in_step(Warp &w) {
+    Fiber *first = &worker->fibers[(&w - worker->warps.data()) * WARP];
+    for (unsigned i = 0; i < WARP; i++) if (w.alive >> i & 1 && !first[i].waits_for) return;
+    unsigned lanes = w.in_step;
+    w.in_step = 0;
+    for (unsigned i = 0; i < WARP; i++) if (lanes >> i & 1) push_ready(&first[i]);
+}
+
 // Runs another thread; comes back when this one is ready again.
 void give_way(const char *reason, void *at = nullptr) {
     Fiber *from = worker->current;
     from->waits_for = reason;
     from->waits_at = at;
-    Fiber *to = pop_ready();
-    worker->current = to;
-    emu_switch(&from->stack_pointer, to ? to->stack_pointer : worker->scheduler);
+    Warp &w = worker->warps[from->thread.rank / WARP];
+    if (w.in_step) release_in_step(w);
+    switch_to_next();
+}
+
+// A GPU mostly runs a warp in step, and some kernels depend on it.
+void keep_in_step() {
+    Thread &t = worker->current->thread;
+    worker->warps[t.rank / WARP].in_step |= 1u << t.lane;
+    give_way("the other lanes, to keep in step");
 }
 
 // Lets the others run, for threads that spin.
 void pause() {
-    Fiber *from = worker->current;
     if (!worker->count) return;
-    push_ready(from);
-    Fiber *to = pop_ready();
-    if (to == from) return;
-    worker->current = to;
-    emu_switch(&from->stack_pointer, to->stack_pointer);
+    push_ready(worker->current);
+    switch_to_next();
 }
 
 void finish_warp_operation(Warp &w) {
@@ -300,6 +320,7 @@ void release_block() {
     // The others may have waited for this thread only.
     if (w.arrived && w.arrived == (w.mask & w.alive)) finish_warp_operation(w);
     if (worker->alive && worker->at_barrier == worker->alive) release_block();
+    if (w.in_step) release_in_step(w);
     Fiber *to = pop_ready();
     worker->current = to;
     void *dropped;
@@ -746,7 +767,7 @@ void cp_async_wait(int left) {
     }
 }
 
-const Api API = {self, fail, pause, sync_threads, vote_threads, collective, active_mask, shuffle, ballot, ldmatrix, stmatrix, mma,
+const Api API = {self, fail, pause, keep_in_step, sync_threads, vote_threads, collective, active_mask, shuffle, ballot, ldmatrix, stmatrix, mma,
                  cp_async, cp_async_arrive, cp_async_wait, cp_async_commit, barrier_init, barrier_arrive, barrier_wait,
                  barrier_expect, barrier_copy, tensor_load, tensor_store};
 

@@ -195,8 +195,8 @@ EXPORT int cuLaunchKernel(Handle f, unsigned gx, unsigned gy, unsigned gz, unsig
     if (shared > 49152 && int(shared) > function->dynamic_shared) return INVALID_VALUE;
     double start = now_ms();
     pool().run({function, {gx, gy, gz}, {bx, by, bz}, shared, parameters});
-    if (TRACE) fprintf(stderr, "CUDA emulator: %s, grid (%u, %u, %u), block (%u, %u, %u), %u bytes shared: %.1f ms\n",
-                       function->name.c_str(), gx, gy, gz, bx, by, bz, shared, now_ms() - start);
+    if (TRACE) fprintf(stderr, "CUDA emulator: %s, grid (%u, %u, %u), block (%u, %u, %u), %u bytes shared: %.1f ms, %s\n",
+                       function->name.c_str(), gx, gy, gz, bx, by, bz, shared, now_ms() - start, function->source.c_str());
     return SUCCESS;
 }
 EXPORT int cuLaunchCooperativeKernel(Handle, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, Handle, void **) { return NOT_SUPPORTED; }

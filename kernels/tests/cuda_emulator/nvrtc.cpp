@@ -280,6 +280,18 @@ string wrap_kernels(string source) {
     return source + "\n" + ending;
 }
 
+// Some kernels of CubeCL's libraries pass data between lanes through shared memory without a
+// warp sync; they depend on warps in step. For those, stores keep the lanes together.
+bool depends_on_step(const string &source) {
+    static const std::regex NAMES(setting("TERRARIUM_EMULATOR_LOCKSTEP", "matmul_entry.*")), KERNEL(R"(__launch_bounds__\s*\(\d+\)\s*(\w+)\s*\()");
+    std::smatch m;
+    return std::regex_search(source, m, KERNEL) && std::regex_match(m.str(1), NAMES);
+}
+bool stores_in_shared(const string &line) {
+    static const std::regex STORE(R"((_tmp_|shared_memory_)\d+\[.*)");
+    return (line[0] == '_' || line[0] == 's') && std::regex_match(line, STORE);
+}
+
 string rewrite(string source) {
     static const std::regex INCLUDE(R"(#include\s*<(cuda|mma|cooperative_groups|nv/)[^>\n]*>)"),
         SHARED(R"(extern\s+__shared__\s*(?:__align__\s*\(\d+\)|alignas\s*\(\d+\))?\s*([\w ]+?)\s+(\w+)\s*\[\s*\]\s*;)"),
@@ -291,8 +303,18 @@ string rewrite(string source) {
     source = wrap_kernels(source);
     // Calls in a kernel note their line for reports; declarations of the same names take references.
     source = std::regex_replace(source, MATRIX, "$1__EMU_CALL_$2$3");
+    bool in_step = depends_on_step(source), storing = false;
     string out;
     for (string line : lines_of(source)) {
+        if (in_step && !storing && stores_in_shared(line)) {
+            line = "__emu_api->keep_in_step(); " + line;
+            storing = true;
+        }
+        // A statement may have several lines.
+        if (storing && !line.empty() && line.back() == ';') {
+            line += " __emu_api->keep_in_step();";
+            storing = false;
+        }
         size_t call = line.find("__EMU_CALL_");
         if (call != string::npos) line.replace(call, 11, line.find("&reg_") == string::npos ? "__EMU_AT; " : "");
         if (line.find("wmma::") != string::npos) line = std::regex_replace(line, WMMA, "__EMU_AT; $&");

@@ -28,6 +28,7 @@ struct Api {
     Thread *(*self)();
     void (*fail)(const char *message);
     void (*pause)();
+    void (*keep_in_step)();
     void (*sync_threads)();
     int (*vote_threads)(int predicate, int *any);  // how many threads of the block say yes
     void (*collective)(const char *name, unsigned mask, void *operand, Compute compute, const void *context);
