@@ -28,6 +28,7 @@ mod cpu;
 mod cube;
 pub mod error;
 pub mod linear;
+pub mod measure;
 pub mod path;
 pub mod rms_norm_gated;
 pub mod segments;
