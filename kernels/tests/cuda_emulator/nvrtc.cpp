@@ -340,6 +340,16 @@ void make_directory(const string &path) {
         if (i == path.size() || path[i] == '/') mkdir(path.substr(0, i).c_str(), 0777);
 }
 
+// Leaves the CUDA C++ for other compilers, once for each kernel.
+void keep(const string &source, const string &name) {
+    string folder = setting("TERRARIUM_EMULATOR_SOURCES", "");
+    if (folder.empty()) return;
+    make_directory(folder);
+    string base = folder + "/" + name, own = base + "." + std::to_string(getpid());
+    std::ofstream(own) << source;
+    rename(own.c_str(), (base + ".cu").c_str());
+}
+
 bool compile(Program &p) {
     string home = own_directory();
     string cache = setting("TERRARIUM_EMULATOR_CACHE", "/tmp/cuda-emulator-cache");
@@ -348,7 +358,9 @@ bool compile(Program &p) {
     string checks = setting("TERRARIUM_EMULATOR_CHECK", "0") == "1" ? " -fsanitize=alignment,shift,float-cast-overflow -fsanitize-undefined-trap-on-error" : "";
     make_directory(cache);
     Offsets offsets;
-    string source = rewrite(normalize(p.source, offsets));
+    string original = normalize(p.source, offsets);
+    keep(p.source, hash(original));
+    string source = rewrite(original);
     // The stamp changes with every build of the emulator.
     string base = cache + "/" + hash(source + FLAGS + checks + level + read_file(home + "/stamp"));
     if (access((base + ".so").c_str(), R_OK) != 0) {
