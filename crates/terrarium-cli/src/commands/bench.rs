@@ -1,8 +1,10 @@
 //! `terrarium bench`
 
+mod ops;
+
 use std::time::Instant;
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use serde::Serialize;
 use terrarium::burn::tensor::backend::Backend;
 use terrarium::burn::tensor::{DType, Int, Tensor, TensorData};
@@ -27,8 +29,13 @@ use crate::{interrupt, output};
 /// Decoding, reading a prompt, and a training step, on random token ids with batch 1. Each part runs once to warm up, then --repeats times; 0 tokens switch a part off. The training step is forward, loss,
 /// backward, clipping and AdamW on all parameters, in float32.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  terrarium bench --model HuggingFaceTB/SmolLM2-135M --threads 2 --json")]
+#[command(
+    after_help = "Example:\n  terrarium bench --model HuggingFaceTB/SmolLM2-135M --threads 2 --json",
+    args_conflicts_with_subcommands = true
+)]
 pub struct Arguments {
+    #[command(subcommand)]
+    what: Option<What>,
     #[command(flatten)]
     model: ModelArgs,
     /// Tokens in the cache when decoding begins.
@@ -58,6 +65,12 @@ pub struct Arguments {
     json: bool,
 }
 
+/// What to time instead of a model.
+#[derive(Debug, Subcommand)]
+enum What {
+    Ops(ops::Arguments),
+}
+
 /// Milliseconds, one entry per repeat.
 #[derive(Debug, Default, Serialize)]
 struct Report {
@@ -70,6 +83,9 @@ struct Report {
 /// Times, prints.
 pub fn run(arguments: &Arguments, console: &Console) -> Result<(), Failure> {
     interrupt::immediate();
+    if let Some(What::Ops(arguments)) = &arguments.what {
+        return ops::run(arguments, console);
+    }
     model::prepare(&arguments.compute)?;
     let source = arguments.model.source(&TokenizerArgs::default(), console)?;
     let report = with_backend(&arguments.compute.device, Task { arguments, console, source: &source })??;

@@ -207,3 +207,22 @@ fn bench_prints_the_fields_that_others_read() {
         .remove(0);
     assert_eq!((&off["decode_ms_per_token"], &off["train_step_ms"]), (&json!([]), &json!([])));
 }
+
+#[test]
+fn bench_ops_checks_and_times_what_is_asked_for() {
+    let quick = ["bench", "ops", "--size", "quick", "--device", "cpu"];
+    let lines = run(&[&quick[..], &["--op", "rms_norm_gated,ssd_step", "--json"]].concat()).ok().json();
+    assert!(lines[0]["copy_tbs"].as_f64().unwrap() > 0.0, "{}", lines[0]);
+    let ops: Vec<&str> = lines[1..].iter().map(|row| row["op"].as_str().unwrap()).collect();
+    assert_eq!(ops, ["ssd_step", "rms_norm_gated", "rms_norm_gated"]);
+    for row in &lines[1..] {
+        assert!(row["forward"]["ms"].as_f64().unwrap() > 0.0 && row["failed"] == false, "{row}");
+        assert!(row["errors"].as_array().unwrap().iter().all(|e| e["error"].as_f64().unwrap() < 1e-5), "{row}");
+    }
+    let checked = run(&[&quick[..], &["--case", "ragged", "--check-only", "-q"]].concat()).ok();
+    assert!(checked.err.is_empty() && checked.out.contains("largest error"), "{}", checked.out);
+    drop(run(&[&quick[..], &["--op", "sdd"]].concat()).fails(2, &["sdd", "known: ssd, "]));
+    drop(run(&[&quick[..], &["--case", "l=7777"]].concat()).fails(2, &["l=7777"]));
+    // Without a word more, `bench` is still about models.
+    drop(run(&["bench", "--new-tokens", "1", "ops"]).fails(2, &["cannot be used with"]));
+}
