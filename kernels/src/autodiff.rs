@@ -279,6 +279,8 @@ impl<B: KernelBackend> Node<B, 3> for Norm {
 struct Attention<B: Backend> {
     scale: f32,
     mask: AttentionMask<B>,
+    /// Output and log-sum-exps, for a backend whose backward reads them.
+    saved: Arc<Mutex<Option<(Tensor<B, 4>, Tensor<B, 3>)>>>,
 }
 
 impl<B: Backend> Attention<B> {
@@ -290,7 +292,8 @@ impl<B: Backend> Attention<B> {
 impl<B: KernelBackend> Node<B, 3> for Attention<B> {
     fn backward(self, inputs: [Input<B>; 3], _tracked: [bool; 3], [dout, _]: [Input<B>; 2]) -> [Input<B>; 3] {
         let dout = up(dout.expect("the output's gradient"));
-        let grads = B::attention_backward(self.args(inputs), dout).expect("the backend promised gradients");
+        let saved = self.saved.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let grads = B::attention_backward(self.args(inputs), saved, dout).expect("the backend promised gradients");
         [grads.q, grads.k, grads.v].map(|grad| Some(down(grad)))
     }
 }
@@ -377,9 +380,15 @@ impl<B: KernelBackend, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
         if tracked && !B::attention_trains(dtype) {
             return attention::reference::attention(AttentionArgs { q: up(q), k: up(k), v: up(v), ..args });
         }
-        let node = Attention { scale: args.scale, mask: args.mask.inner() };
+        let saved = Arc::default();
+        let node = Attention { scale: args.scale, mask: args.mask.inner(), saved: Arc::clone(&saved) };
         up(record::<B, C, _, 3>(node.clone(), [Some(q), Some(k), Some(v)], |inputs| {
-            (down(<B as KernelBackend>::attention(node.args(inputs))), None)
+            if !tracked {
+                return (down(<B as KernelBackend>::attention(node.args(inputs))), None);
+            }
+            let (out, lse) = B::attention_saving(node.args(inputs));
+            *saved.lock().unwrap_or_else(PoisonError::into_inner) = lse.map(|lse| (out.clone(), lse));
+            (down(out), None)
         })
         .0)
     }

@@ -24,6 +24,8 @@ pub struct AttentionMask<B: Backend> {
     s: usize,
     ids: Option<Arc<SlotIds>>,
     hidden: Arc<OnceLock<Tensor<B, 4, Bool>>>,
+    #[cfg(feature = "_cube")]
+    plan: Arc<OnceLock<Tensor<B, 1, Int>>>,
 }
 
 /// Document ids of queries and slots; `-1` marks padding.
@@ -38,9 +40,20 @@ pub struct SlotIds {
 }
 
 impl<B: Backend> AttentionMask<B> {
+    fn new(l: usize, s: usize, ids: Option<Arc<SlotIds>>) -> Self {
+        Self {
+            l,
+            s,
+            ids,
+            hidden: Arc::default(),
+            #[cfg(feature = "_cube")]
+            plan: Arc::default(),
+        }
+    }
+
     /// Query `t` sees slots `0 ..= s - l + t`.
     pub fn causal(l: usize, s: usize) -> Self {
-        Self { l, s, ids: None, hidden: Arc::default() }
+        Self::new(l, s, None)
     }
 
     /// Causal, and only slots of the query's own document.
@@ -50,7 +63,7 @@ impl<B: Backend> AttentionMask<B> {
     pub fn documents(l: usize, s: usize, ids: SlotIds) -> Result<Self, ArgumentError> {
         expect_shape("attention", "query ids", &[ids.queries.len()], &[ids.batch * l])?;
         expect_shape("attention", "slot ids", &[ids.slots.len()], &[ids.batch * s])?;
-        Ok(Self { l, s, ids: Some(Arc::new(ids)), hidden: Arc::default() })
+        Ok(Self::new(l, s, Some(Arc::new(ids))))
     }
 
     /// `[l, s]`.
@@ -68,6 +81,18 @@ impl<B: Backend> AttentionMask<B> {
         self.hidden.get_or_init(|| self.build(device)).clone()
     }
 
+    /// The documents as the kernels read them.
+    #[cfg(feature = "_cube")]
+    pub(crate) fn plan(&self, device: &B::Device) -> Option<Tensor<B, 1, Int>> {
+        let ids = self.ids.as_ref()?;
+        let plan = self.plan.get_or_init(|| {
+            let values = cube::plan::plan(ids, self.l, self.s);
+            let count = values.len();
+            Tensor::from_data(TensorData::new(values, [count]), (device, burn::tensor::DType::I32))
+        });
+        Some(plan.clone())
+    }
+
     fn build(&self, device: &B::Device) -> Tensor<B, 4, Bool> {
         let Self { l, s, .. } = *self;
         let future = Tensor::<B, 2, Bool>::tril_mask([l, s], s as i64 - l as i64, device).unsqueeze::<4>();
@@ -83,7 +108,7 @@ impl<B: Backend> AttentionMask<B> {
 impl<B: AutodiffBackend> AttentionMask<B> {
     /// The same mask on the backend below autodiff.
     pub fn inner(&self) -> AttentionMask<B::InnerBackend> {
-        AttentionMask { l: self.l, s: self.s, ids: self.ids.clone(), hidden: Arc::default() }
+        AttentionMask::new(self.l, self.s, self.ids.clone())
     }
 }
 

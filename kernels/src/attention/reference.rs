@@ -5,29 +5,58 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Int, Tensor, TensorData};
 
 use super::AttentionArgs;
+#[cfg(feature = "_cube")]
+use super::AttentionGrads;
 
 /// Stands for minus infinity: finite, so that a row with nothing to see gives numbers (blanked below), not NaN.
 const HIDDEN: f32 = -1e30;
 
 /// See [`super::attention`].
 pub fn attention<B: Backend>(args: AttentionArgs<B>) -> Tensor<B, 4> {
-    let AttentionArgs { q, k, v, scale, mask } = args;
-    let [b, h, l, p] = q.dims();
-    let [_, g, s, _] = k.dims();
-    let r = h / g;
-    let device = q.device();
-    let dtype = q.dtype();
+    let [b, h, l, p] = args.q.dims();
+    let [_, g, s, _] = args.k.dims();
+    let out = weights(&args).cast(args.v.dtype()).reshape([b, g, h / g * l, s]).matmul(args.v.clone()).reshape([b, h, l, p]);
+    blank(out, &args)
+}
+
+/// Softmax of the scores, `[b, h, l, s]` in float32.
+fn weights<B: Backend>(args: &AttentionArgs<B>) -> Tensor<B, 4> {
+    let [b, h, l, p] = args.q.dims();
+    let [_, g, s, _] = args.k.dims();
     // Query heads of a group share its keys: fold them into the rows instead of repeating the keys.
-    let q = (q * scale).reshape([b, g, r * l, p]);
-    let scores = q.matmul(k.swap_dims(2, 3)).cast(DType::F32).reshape([b, h, l, s]);
-    let hidden = mask.hidden(&device).expand([b, h, l, s]);
-    let weights = softmax(scores.mask_fill(hidden, HIDDEN), 3).cast(dtype);
-    let out = weights.reshape([b, g, r * l, s]).matmul(v).reshape([b, h, l, p]);
-    match mask.ids() {
+    let q = (args.q.clone() * args.scale).reshape([b, g, h / g * l, p]);
+    let scores = q.matmul(args.k.clone().swap_dims(2, 3)).cast(DType::F32).reshape([b, h, l, s]);
+    let hidden = args.mask.hidden(&args.q.device()).expand([b, h, l, s]);
+    softmax(scores.mask_fill(hidden, HIDDEN), 3)
+}
+
+/// Zero at padding queries.
+fn blank<B: Backend>(out: Tensor<B, 4>, args: &AttentionArgs<B>) -> Tensor<B, 4> {
+    let [b, h, l, p] = out.dims();
+    match args.mask.ids() {
         Some(ids) if ids.queries.contains(&-1) => {
-            let queries = Tensor::<B, 4, Int>::from_data(TensorData::new(ids.queries.clone(), [b, 1, l, 1]), &device);
+            let queries = Tensor::<B, 4, Int>::from_data(TensorData::new(ids.queries.clone(), [b, 1, l, 1]), &out.device());
             out.mask_fill(queries.equal_elem(-1).expand([b, h, l, p]), 0.0)
         }
         _ => out,
     }
+}
+
+/// Gradients of [`attention`], for shapes that a kernel declines inside a backward pass.
+#[cfg(feature = "_cube")]
+pub(crate) fn attention_backward<B: Backend>(args: AttentionArgs<B>, dout: Tensor<B, 4>) -> AttentionGrads<B> {
+    let [b, h, l, p] = args.q.dims();
+    let [_, g, s, _] = args.k.dims();
+    let dtype = args.q.dtype();
+    let rows = |tensor: Tensor<B, 4>, width| tensor.cast(DType::F32).reshape([b, g, h / g * l, width]);
+    let weights = rows(weights(&args), s);
+    let dout = rows(blank(dout, &args), p);
+    let [q, k, v] = [rows(args.q, p), args.k.cast(DType::F32), args.v.cast(DType::F32)];
+    let dv = weights.clone().swap_dims(2, 3).matmul(dout.clone());
+    let dweights = dout.matmul(v.swap_dims(2, 3));
+    let mean = (dweights.clone() * weights.clone()).sum_dim(3);
+    let dscores = weights * (dweights - mean) * args.scale;
+    let dq = dscores.clone().matmul(k).reshape([b, h, l, p]);
+    let dk = dscores.swap_dims(2, 3).matmul(q);
+    AttentionGrads { q: dq.cast(dtype), k: dk.cast(dtype), v: dv.cast(dtype) }
 }

@@ -81,8 +81,19 @@ pub trait KernelBackend: Backend {
         attention::reference::attention(args)
     }
 
-    /// Gradients of [`KernelBackend::attention`]. `None` where Burn is to differentiate the reference, fast path or not.
-    fn attention_backward(_args: AttentionArgs<Self>, _dout: Tensor<Self, 4>) -> Option<AttentionGrads<Self>> {
+    /// [`KernelBackend::attention`], with its log-sum-exps if [`KernelBackend::attention_backward`] reads both.
+    fn attention_saving(args: AttentionArgs<Self>) -> (Tensor<Self, 4>, Option<Tensor<Self, 3>>) {
+        (<Self as KernelBackend>::attention(args), None)
+    }
+
+    /// Gradients of [`KernelBackend::attention`], given its output and log-sum-exps where
+    /// [`KernelBackend::attention_saving`] returned both. `None` where Burn is to differentiate the reference, fast path
+    /// or not.
+    fn attention_backward(
+        _args: AttentionArgs<Self>,
+        _saved: Option<(Tensor<Self, 4>, Tensor<Self, 3>)>,
+        _dout: Tensor<Self, 4>,
+    ) -> Option<AttentionGrads<Self>> {
         None
     }
 

@@ -165,7 +165,11 @@ impl<B: HostBackend> KernelBackend for B {
         fused::<B>(Op::Attention, dtype).is_some()
     }
 
-    fn attention_backward(args: AttentionArgs<B>, dout: Tensor<B, 4>) -> Option<AttentionGrads<B>> {
+    fn attention_backward(
+        args: AttentionArgs<B>,
+        _saved: Option<(Tensor<B, 4>, Tensor<B, 3>)>,
+        dout: Tensor<B, 4>,
+    ) -> Option<AttentionGrads<B>> {
         let dtype = args.q.dtype();
         fused::<B>(Op::Attention, dtype)?;
         let (queries, slots) = (args.q.dims(), args.k.dims());

@@ -93,8 +93,20 @@ where
         }
     }
 
-    fn attention_backward(args: AttentionArgs<Self>, dout: Tensor<Self, 4>) -> Option<AttentionGrads<Self>> {
-        fused::<Self>(Op::Attention, args.q.dtype()).map(|_| attention::cube::backward(args, dout))
+    fn attention_saving(args: AttentionArgs<Self>) -> (Tensor<Self, 4>, Option<Tensor<Self, 3>>) {
+        let saved = fused::<Self>(Op::Attention, args.q.dtype()).and_then(|_| attention::cube::forward_saving(args.clone()));
+        match saved {
+            Some((out, lse)) => (out, Some(lse)),
+            None => (attention::reference::attention(args), None),
+        }
+    }
+
+    fn attention_backward(
+        args: AttentionArgs<Self>,
+        saved: Option<(Tensor<Self, 4>, Tensor<Self, 3>)>,
+        dout: Tensor<Self, 4>,
+    ) -> Option<AttentionGrads<Self>> {
+        fused::<Self>(Op::Attention, args.q.dtype()).map(|_| attention::cube::backward(args, saved, dout))
     }
 
     fn attention_trains(dtype: DType) -> bool {
