@@ -23,9 +23,18 @@ pub(in crate::measure) struct Attention {
     pub documents: Documents,
 }
 
+type Saved<B> = Option<(Tensor<B, 4>, Tensor<B, 3>)>;
+
+fn saving<B: KernelBackend>(args: AttentionArgs<B>) -> Saved<B> {
+    let (out, sums) = B::attention_saving(args);
+    sums.map(|sums| (out, sums))
+}
+
 pub(in crate::measure) struct Set<B: KernelBackend> {
     args: AttentionArgs<B>,
     dout: Tensor<B, 4>,
+    /// Output and log-sum-exps, once a backward pass has asked for them.
+    saved: Option<Saved<B>>,
 }
 
 impl Attention {
@@ -80,7 +89,7 @@ impl<B: KernelBackend> Subject<B> for Attention {
             scale: 1.0 / (p as f32).sqrt(),
             mask,
         };
-        Set { args, dout: source.normal([b, h, l, p]) }
+        Set { args, dout: source.normal([b, h, l, p]), saved: None }
     }
 
     fn forward(&self, set: &mut Set<B>) {
@@ -88,7 +97,9 @@ impl<B: KernelBackend> Subject<B> for Attention {
     }
 
     fn backward(&self, set: &mut Set<B>) -> bool {
-        B::attention_backward(set.args.clone(), set.dout.clone()).is_some()
+        // What a training step keeps is made once: it belongs to the forward pass.
+        let saved = set.saved.get_or_insert_with(|| saving(set.args.clone())).clone();
+        B::attention_backward(set.args.clone(), saved, set.dout.clone()).is_some()
     }
 
     fn check(&self, source: &Source<B>, backward: bool, work: usize) -> Vec<Deviation> {
@@ -99,7 +110,7 @@ impl<B: KernelBackend> Subject<B> for Attention {
         let heads = h - (work / (2 * s * p * (l - from))).clamp(1, h)..h;
         let ratio = h / g;
         let groups = heads.start / ratio..g;
-        let Set { args, dout } = self.set(source);
+        let Set { args, dout, .. } = self.set(source);
         let dout = source.only(dout, [row..b, heads.clone(), from..l, 0..p]);
 
         let queries = |t: &Tensor<B, 4>| host(t, [row..b, heads.clone(), from..l, 0..p]);
@@ -122,7 +133,7 @@ impl<B: KernelBackend> Subject<B> for Attention {
         };
         let out = queries(&<B as KernelBackend>::attention(args.clone()));
         let cotangent = queries(&dout);
-        let grads = if backward && l == s { B::attention_backward(args, dout) } else { None };
+        let grads = if backward && l == s { B::attention_backward(args.clone(), saving(args), dout) } else { None };
         let truth = run(&problem, grads.is_some().then_some(&cotangent));
 
         let mut found = vec![Deviation::new("out", &out, &truth.out)];

@@ -209,7 +209,13 @@ pub(crate) fn forward_mma<F: Float, N8: Size, N2: Size>(
                     #[unroll]
                     for m in 0..blocks {
                         if comptime!(hold) {
-                            multiply::<F, N2>(mma, queries.index(comptime!(m * steps + d)), &keys, &mut scores, comptime!(m * columns + 2 * j));
+                            multiply::<F, N2>(
+                                mma,
+                                queries.index(comptime!(m * steps + d)),
+                                &keys,
+                                &mut scores,
+                                comptime!(m * columns + 2 * j),
+                            );
                         } else {
                             multiply::<F, N2>(mma, now.index(m), &keys, &mut scores, comptime!(m * columns + 2 * j));
                         }

@@ -112,14 +112,7 @@ fn zeros<N4: Size>(#[comptime] p: usize) -> Array<Vector<f32, N4>> {
 
 /// Stores the unit's vectors of its row, times `factor`.
 #[cube]
-fn store<F: Float, N4: Size>(
-    sums: &Array<Vector<f32, N4>>,
-    to: &mut Array<F>,
-    at: usize,
-    part: usize,
-    factor: f32,
-    #[comptime] p: usize,
-) {
+fn store<F: Float, N4: Size>(sums: &Array<Vector<f32, N4>>, to: &mut Array<F>, at: usize, part: usize, factor: f32, #[comptime] p: usize) {
     #[unroll]
     for i in 0..comptime!(p.div_ceil(4).div_ceil(UNITS_PER_ROW)) {
         let column = (part + comptime!(i * UNITS_PER_ROW)) * 4;

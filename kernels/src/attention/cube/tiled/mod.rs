@@ -66,7 +66,12 @@ pub(super) fn forward<R: CubeRuntime>(call: &Call<R>, device: &Device) -> Option
 }
 
 /// Gradients of q, k and v.
-pub(super) fn backward<R: CubeRuntime>(call: &Call<R>, device: &Device, saved: Saved<R>, dout: CubeTensor<R>) -> Option<[CubeTensor<R>; 3]> {
+pub(super) fn backward<R: CubeRuntime>(
+    call: &Call<R>,
+    device: &Device,
+    saved: Saved<R>,
+    dout: CubeTensor<R>,
+) -> Option<[CubeTensor<R>; 3]> {
     let [rows, cols] = tile(device, call.p, [2, 2], 2)?;
     let (out, dout) = (View::new(saved.out, 1), View::new(dout, 1));
     let delta = row_sums::of(call, device, &out, &dout);
