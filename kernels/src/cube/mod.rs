@@ -8,6 +8,7 @@ mod fold;
 mod glue;
 pub(crate) mod math;
 mod rows;
+pub(crate) mod reduce;
 
 pub(crate) use device::Device;
 pub(crate) use fold::fold;

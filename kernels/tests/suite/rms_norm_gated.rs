@@ -65,12 +65,16 @@ const EPS: f64 = 1e-5;
 fn cases() -> Vec<NormCase> {
     let mut cases = vec![NormCase { b: 1, l: 1, e: 6, groups: 1, gated: true }, NormCase { b: 2, l: 3, e: 36, groups: 2, gated: true }];
     cases.push(NormCase { b: 2, l: 3, e: 21, groups: 1, gated: false });
+    cases.push(NormCase { b: 1, l: 9, e: 128, groups: 1, gated: true });
     if !SLOW {
         cases.extend([
             NormCase { b: 2, l: 65, e: 60, groups: 3, gated: false },
             NormCase { b: 3, l: 65, e: 60, groups: 3, gated: true },
             NormCase { b: 1, l: 1, e: 1536, groups: 1, gated: true },
             NormCase { b: 1, l: 200, e: 320, groups: 1, gated: true },
+            NormCase { b: 1, l: 63, e: 1000, groups: 8, gated: true },
+            NormCase { b: 1, l: 3, e: 65, groups: 5, gated: true },
+            NormCase { b: 1, l: 2, e: 4001, groups: 1, gated: false },
         ]);
     }
     cases
@@ -80,6 +84,16 @@ fn cases() -> Vec<NormCase> {
 fn all_paths_agree_with_the_scalar_loop() {
     for case in cases() {
         check_values(&case, &[Way::Reference, Way::Public]);
+    }
+}
+
+/// Wider than the registers of a cube when it is read element by element.
+#[test]
+fn rows_of_any_width_are_normed() {
+    if !SLOW {
+        let case = NormCase { b: 1, l: 2, e: 17_001, groups: 1, gated: true };
+        close_lists("wide", &outputs(&case, &Way::Public, DType::F32), &case.scalar(&case.inputs()), 4.0 * TOLERANCE);
+        check_gradients(&case, &Way::Public, 1);
     }
 }
 
@@ -105,11 +119,20 @@ fn public_gradients_agree_with_the_reference() {
 }
 
 #[test]
+fn an_empty_batch_is_left_alone() {
+    let args = NormArgs {
+        y: Tensor::<Plain, 3>::zeros([0, 3, 8], &Default::default()),
+        z: None,
+        weight: tensor(&[1.0; 8]),
+        groups: 2,
+        eps: EPS as f32,
+    };
+    assert_eq!(rms_norm_gated(args).dims(), [0, 3, 8]);
+}
+
+#[test]
 fn half_precision_inputs_round_only_the_output() {
-    if !HALF {
-        return;
-    }
-    for (dtype, tolerance) in [(DType::BF16, 4.1e-3), (DType::F16, 5.1e-4)] {
+    for &(dtype, tolerance) in HALVES {
         let case = NormCase { b: 2, l: 9, e: 40, groups: 2, gated: true };
         close_lists(&format!("{dtype:?}"), &outputs(&case, &Way::Public, dtype), &case.scalar(&case.inputs()), tolerance);
         let want = gradients(&case, &Way::Reference, DType::F32, &[0]);
