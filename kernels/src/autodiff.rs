@@ -9,7 +9,7 @@
 
 use std::fmt::Debug;
 use std::marker::PhantomData;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use burn::backend::Autodiff;
 use burn::backend::autodiff::NodeId;
@@ -19,12 +19,14 @@ use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::ops::FloatTensor;
-use burn::tensor::{DType, Tensor, TensorPrimitive};
+use burn::tensor::{DType, Int, Tensor, TensorPrimitive};
 
 use crate::attention::{self, AttentionArgs, AttentionMask};
 use crate::causal_conv1d::{self, ConvArgs, ConvOut};
+use crate::cross_entropy::{self, CrossEntropyArgs, CrossEntropyOut};
 use crate::path::fused;
 use crate::rms_norm_gated::{self, NormArgs};
+use crate::rms_norm_residual::{self, ResidualNormArgs, ResidualNormKept, ResidualNormOut};
 use crate::selective_scan::{self, ScanArgs, ScanOut};
 use crate::ssd::{self, SsdArgs, SsdOptions, SsdOut};
 use crate::{KernelBackend, Op, Segments};
@@ -276,6 +278,33 @@ impl<B: KernelBackend> Node<B, 3> for Norm {
 }
 
 #[derive(Clone, Debug)]
+struct ResidualNorm<B: Backend> {
+    eps: f32,
+    /// Dtype of the branch.
+    dtype: DType,
+    /// Given by the forward.
+    sum: Arc<OnceLock<Tensor<B, 3>>>,
+}
+
+impl<B: KernelBackend> Node<B, 3> for ResidualNorm<B> {
+    /// The sum is kept in place of what was added.
+    fn reads(_tracked: [bool; 3]) -> [bool; 3] {
+        [false, false, true]
+    }
+
+    fn backward(self, [_, _, weight]: [Input<B>; 3], _tracked: [bool; 3], [dnormed, dsum]: [Input<B>; 2]) -> [Input<B>; 3] {
+        let sum = self.sum.get().expect("the forward has run").clone();
+        let dnormed = match dnormed {
+            Some(dnormed) => up(dnormed),
+            None => Tensor::zeros(sum.dims(), (&sum.device(), self.dtype)),
+        };
+        let kept = ResidualNormKept { sum, weight: up(weight.expect(READ)), eps: self.eps, dtype: self.dtype };
+        let grads = B::rms_norm_residual_backward(kept, dnormed, dsum.map(up)).expect("a fast path has a backward");
+        [Some(down(grads.x)), Some(down(grads.residual)), Some(down(grads.weight))]
+    }
+}
+
+#[derive(Clone, Debug)]
 struct Attention<B: Backend> {
     scale: f32,
     mask: AttentionMask<B>,
@@ -295,6 +324,55 @@ impl<B: KernelBackend> Node<B, 3> for Attention<B> {
         let saved = self.saved.lock().unwrap_or_else(PoisonError::into_inner).take();
         let grads = B::attention_backward(self.args(inputs), saved, dout).expect("the backend promised gradients");
         [grads.q, grads.k, grads.v].map(|grad| Some(down(grad)))
+    }
+}
+
+#[derive(Clone, Debug)]
+struct CrossEntropy<B: Backend> {
+    targets: Tensor<B, 1, Int>,
+    /// Given by the forward.
+    log_sum: Arc<OnceLock<Tensor<B, 1>>>,
+}
+
+impl<B: KernelBackend> Node<B, 1> for CrossEntropy<B> {
+    fn backward(self, [logits]: [Input<B>; 1], _tracked: [bool; 1], [dloss, _]: [Input<B>; 2]) -> [Input<B>; 1] {
+        let args = CrossEntropyArgs { logits: up(logits.expect(READ)), targets: self.targets };
+        let log_sum = self.log_sum.get().expect("the forward has run").clone();
+        let dloss = up(dloss.expect("the output's gradient"));
+        [Some(down(B::cross_entropy_backward(args, log_sum, dloss).expect("a fast path has a backward")))]
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Embedding<B: Backend> {
+    ids: Tensor<B, 2, Int>,
+    v: usize,
+}
+
+impl<B: KernelBackend> Node<B, 1> for Embedding<B> {
+    fn reads(_tracked: [bool; 1]) -> [bool; 1] {
+        [false]
+    }
+
+    fn backward(self, _inputs: [Input<B>; 1], _tracked: [bool; 1], [dout, _]: [Input<B>; 2]) -> [Input<B>; 1] {
+        let dout = up(dout.expect("the output's gradient"));
+        [Some(down(B::embed_backward(self.ids, self.v, dout).expect("a fast path has a backward")))]
+    }
+}
+
+/// A running sum, whose gradient is one from the other end.
+#[derive(Clone, Debug)]
+struct RunningSum {
+    reverse: bool,
+}
+
+impl<B: KernelBackend> Node<B, 1> for RunningSum {
+    fn reads(_tracked: [bool; 1]) -> [bool; 1] {
+        [false]
+    }
+
+    fn backward(self, _inputs: [Input<B>; 1], _tracked: [bool; 1], [dout, _]: [Input<B>; 2]) -> [Input<B>; 1] {
+        [Some(down(B::running_sum(up(dout.expect("the output's gradient")), !self.reverse)))]
     }
 }
 
@@ -373,6 +451,25 @@ impl<B: KernelBackend, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
         up(record::<B, C, _, 3>(node.clone(), inputs, |inputs| (down(B::rms_norm_gated(node.args(inputs))), None)).0)
     }
 
+    fn rms_norm_residual(args: ResidualNormArgs<Self>) -> ResidualNormOut<Self> {
+        let dtype = args.x.dtype();
+        if fused::<B>(Op::RmsNormResidual, dtype).is_none() {
+            return rms_norm_residual::reference::rms_norm_residual(args);
+        }
+        let eps = args.eps;
+        let node = ResidualNorm { eps, dtype, sum: Arc::default() };
+        let kept = node.sum.clone();
+        let inputs = [Some(down(args.x)), Some(down(args.residual)), Some(down(args.weight))];
+        let (normed, sum) = record::<B, C, _, 3>(node, inputs, |[x, residual, weight]| {
+            let [x, residual] = [x, residual].map(|tensor| up(tensor.expect(READ)));
+            let out = B::rms_norm_residual(ResidualNormArgs { x, residual, weight: up(weight.expect(READ)), eps });
+            // A node that runs once sets it once.
+            let _ = kept.set(out.sum.clone());
+            (down(out.normed), Some(down(out.sum)))
+        });
+        ResidualNormOut { normed: up(normed), sum: up(sum.expect("two outputs")) }
+    }
+
     fn attention(args: AttentionArgs<Self>) -> Tensor<Self, 4> {
         let dtype = args.q.dtype();
         let [q, k, v] = [args.q, args.k, args.v].map(down);
@@ -391,6 +488,35 @@ impl<B: KernelBackend, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
             (down(out), None)
         })
         .0)
+    }
+
+    fn embed(weight: Tensor<Self, 2>, ids: Tensor<Self, 2, Int>) -> Tensor<Self, 3> {
+        if fused::<B>(Op::Embedding, weight.dtype()).is_none() {
+            return burn::tensor::module::embedding(weight, ids);
+        }
+        let node = Embedding { ids: ids.inner(), v: weight.dims()[0] };
+        let ids = node.ids.clone();
+        up(record::<B, C, _, 1>(node, [Some(down(weight))], |[weight]| (down(B::embed(up(weight.expect(READ)), ids)), None)).0)
+    }
+
+    fn running_sum(x: Tensor<Self, 3>, reverse: bool) -> Tensor<Self, 3> {
+        up(record::<B, C, _, 1>(RunningSum { reverse }, [Some(down(x))], |[x]| (down(B::running_sum(up(x.expect(READ)), reverse)), None)).0)
+    }
+
+    fn cross_entropy(args: CrossEntropyArgs<Self>) -> CrossEntropyOut<Self> {
+        if fused::<B>(Op::CrossEntropy, args.logits.dtype()).is_none() {
+            return cross_entropy::reference::cross_entropy(args);
+        }
+        let node = CrossEntropy { targets: args.targets.inner(), log_sum: Arc::default() };
+        let (targets, log_sum) = (node.targets.clone(), node.log_sum.clone());
+        let (loss, _) = record::<B, C, _, 1>(node, [Some(down(args.logits))], |[logits]| {
+            let out = B::cross_entropy(CrossEntropyArgs { logits: up(logits.expect(READ)), targets });
+            // A node that runs once sets it once.
+            let _ = log_sum.set(out.log_sum);
+            (down(out.loss), None)
+        });
+        let log_sum = log_sum.get().expect("set above").clone();
+        CrossEntropyOut { loss: up(loss), log_sum: Tensor::from_inner(log_sum) }
     }
 
     fn linear(x: Tensor<Self, 2>, weight: Tensor<Self, 2>) -> Tensor<Self, 2> {

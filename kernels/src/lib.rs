@@ -24,13 +24,17 @@ pub mod backend;
 pub mod causal_conv1d;
 #[cfg(any(feature = "flex", feature = "ndarray"))]
 mod cpu;
+pub mod cross_entropy;
 #[cfg(feature = "_cube")]
 mod cube;
+pub mod cumsum;
+pub mod embedding;
 pub mod error;
 pub mod linear;
 pub mod measure;
 pub mod path;
 pub mod rms_norm_gated;
+pub mod rms_norm_residual;
 pub mod segments;
 pub mod selective_scan;
 pub mod ssd;

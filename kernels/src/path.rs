@@ -1,6 +1,6 @@
 //! Which implementation of an operation runs: the reference, or a path made for the backend.
 
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
 
 use burn::tensor::DType;
 
@@ -21,11 +21,30 @@ pub enum Op {
     Attention,
     /// [`crate::linear`]
     Linear,
+    /// [`crate::cross_entropy`]
+    CrossEntropy,
+    /// [`crate::rms_norm_residual`]
+    RmsNormResidual,
+    /// [`crate::embedding`]; the fast path is that of the gradient
+    Embedding,
+    /// [`crate::cumsum`]
+    Cumsum,
 }
 
 impl Op {
     /// All operations, in the order of the model.
-    pub const ALL: [Op; 6] = [Op::Linear, Op::CausalConv1d, Op::SelectiveScan, Op::Ssd, Op::RmsNormGated, Op::Attention];
+    pub const ALL: [Op; 10] = [
+        Op::Embedding,
+        Op::RmsNormResidual,
+        Op::Linear,
+        Op::CausalConv1d,
+        Op::SelectiveScan,
+        Op::Ssd,
+        Op::RmsNormGated,
+        Op::Attention,
+        Op::CrossEntropy,
+        Op::Cumsum,
+    ];
 
     /// Name as printed.
     pub fn name(self) -> &'static str {
@@ -36,6 +55,10 @@ impl Op {
             Op::RmsNormGated => "rms_norm_gated",
             Op::Attention => "attention",
             Op::Linear => "linear",
+            Op::CrossEntropy => "cross_entropy",
+            Op::RmsNormResidual => "rms_norm_residual",
+            Op::Embedding => "embedding",
+            Op::Cumsum => "cumsum",
         }
     }
 }
@@ -87,8 +110,8 @@ pub fn fused<B: KernelBackend>(op: Op, dtype: DType) -> Option<&'static str> {
 
 /// Says in the log which path an operation takes, the first time it runs.
 pub(crate) fn announce<B: KernelBackend>(op: Op, dtype: DType) {
-    static SAID: AtomicU8 = AtomicU8::new(0);
-    let bit = 1u8 << op as u8;
+    static SAID: AtomicU16 = AtomicU16::new(0);
+    let bit = 1u16 << op as u16;
     if SAID.load(Ordering::Relaxed) & bit == 0 && SAID.fetch_or(bit, Ordering::Relaxed) & bit == 0 {
         log::info!("{} in {dtype:?}: {}", op.name(), fused::<B>(op, dtype).unwrap_or("reference"));
     }

@@ -5,12 +5,14 @@
 mod device;
 
 use burn::tensor::backend::{AutodiffBackend, Backend};
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Int, Tensor};
 
 use crate::Op;
 use crate::attention::{self, AttentionArgs, AttentionGrads};
 use crate::causal_conv1d::{self, ConvArgs, ConvGrads, ConvOut};
+use crate::cross_entropy::{self, CrossEntropyArgs, CrossEntropyOut};
 use crate::rms_norm_gated::{self, NormArgs, NormGrads};
+use crate::rms_norm_residual::{self, ResidualNormArgs, ResidualNormGrads, ResidualNormKept, ResidualNormOut};
 use crate::selective_scan::{self, ScanArgs, ScanGrads, ScanOut};
 use crate::ssd::{self, SsdArgs, SsdGrads, SsdOut};
 
@@ -76,6 +78,20 @@ pub trait KernelBackend: Backend {
         None
     }
 
+    /// See [`crate::rms_norm_residual::rms_norm_residual`].
+    fn rms_norm_residual(args: ResidualNormArgs<Self>) -> ResidualNormOut<Self> {
+        rms_norm_residual::reference::rms_norm_residual(args)
+    }
+
+    /// Gradients of [`KernelBackend::rms_norm_residual`]; an absent one of the sum is zero. `None` without a fast path.
+    fn rms_norm_residual_backward(
+        _kept: ResidualNormKept<Self>,
+        _dnormed: Tensor<Self, 3>,
+        _dsum: Option<Tensor<Self, 3>>,
+    ) -> Option<ResidualNormGrads<Self>> {
+        None
+    }
+
     /// See [`crate::attention::attention`].
     fn attention(args: AttentionArgs<Self>) -> Tensor<Self, 4> {
         attention::reference::attention(args)
@@ -100,6 +116,36 @@ pub trait KernelBackend: Backend {
     /// Whether [`KernelBackend::attention_backward`] gives gradients for tensors of `dtype`.
     fn attention_trains(_dtype: DType) -> bool {
         false
+    }
+
+    /// See [`crate::cross_entropy::cross_entropy`].
+    fn cross_entropy(args: CrossEntropyArgs<Self>) -> CrossEntropyOut<Self> {
+        cross_entropy::reference::cross_entropy(args)
+    }
+
+    /// Gradient of the logits of [`KernelBackend::cross_entropy`], from the logarithms that it gave and the gradient of the
+    /// losses. `None` without a fast path.
+    fn cross_entropy_backward(
+        _args: CrossEntropyArgs<Self>,
+        _log_sum: Tensor<Self, 1>,
+        _dloss: Tensor<Self, 1>,
+    ) -> Option<Tensor<Self, 2>> {
+        None
+    }
+
+    /// See [`crate::embedding::embedding`].
+    fn embed(weight: Tensor<Self, 2>, ids: Tensor<Self, 2, Int>) -> Tensor<Self, 3> {
+        burn::tensor::module::embedding(weight, ids)
+    }
+
+    /// Gradient of the table of `v` rows of [`KernelBackend::embed`]. `None` without a fast path.
+    fn embed_backward(_ids: Tensor<Self, 2, Int>, _v: usize, _dout: Tensor<Self, 3>) -> Option<Tensor<Self, 2>> {
+        None
+    }
+
+    /// Running sum along the middle of `x [outer, n, inner]`, from the end if `reverse`; see [`crate::cumsum::cumsum`].
+    fn running_sum(x: Tensor<Self, 3>, reverse: bool) -> Tensor<Self, 3> {
+        crate::cumsum::reference::cumsum(x, reverse)
     }
 
     /// `x [rows, in]`, `weight [out, in]` -> `[rows, out]`; see [`crate::linear::linear`].

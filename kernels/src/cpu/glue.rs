@@ -2,17 +2,19 @@
 
 use std::borrow::Cow;
 
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Int, Tensor, bf16, f16};
 
 use super::host::HostBackend;
 use super::{Documents, NAME};
 use crate::attention::{self, AttentionArgs, AttentionGrads};
 use crate::causal_conv1d::{self, ConvArgs, ConvGrads, ConvOut};
+use crate::cross_entropy::{self, CrossEntropyArgs, CrossEntropyOut};
 use crate::path::fused;
 use crate::rms_norm_gated::{self, NormArgs, NormGrads};
+use crate::rms_norm_residual::{self, ResidualNormArgs, ResidualNormGrads, ResidualNormKept, ResidualNormOut};
 use crate::selective_scan::{self, ScanArgs, ScanGrads, ScanOut};
 use crate::ssd::{self, SsdArgs, SsdGrads, SsdOut};
-use crate::{KernelBackend, Op, Segments, linear};
+use crate::{KernelBackend, Op, Segments, embedding, linear};
 
 impl<B: HostBackend> KernelBackend for B {
     fn fused(op: Op, dtype: DType) -> Option<&'static str> {
@@ -20,6 +22,8 @@ impl<B: HostBackend> KernelBackend for B {
             // Widening a whole weight costs more than it brings.
             Op::Linear => dtype == DType::F32,
             Op::Attention => dtype == DType::F32,
+            // The reference is linear in time here.
+            Op::Cumsum => false,
             _ => B::accepts(dtype),
         };
         there.then_some(NAME)
@@ -151,6 +155,40 @@ impl<B: HostBackend> KernelBackend for B {
         })
     }
 
+    fn rms_norm_residual(args: ResidualNormArgs<B>) -> ResidualNormOut<B> {
+        let (dtype, wide, shape) = (args.x.dtype(), args.residual.dtype(), args.x.dims());
+        if fused::<B>(Op::RmsNormResidual, dtype).is_none() || !B::accepts(wide) {
+            return rms_norm_residual::reference::rms_norm_residual(args);
+        }
+        let round: Option<fn(f32) -> f32> = match wide {
+            DType::BF16 => Some(|value| bf16::from_f32(value).to_f32()),
+            DType::F16 => Some(|value| f16::from_f32(value).to_f32()),
+            _ => None,
+        };
+        let mut sum = B::take(args.residual);
+        let normed = rms_norm_residual::cpu::forward(&mut sum, &B::read(args.x), &B::read(args.weight), args.eps, round);
+        ResidualNormOut { normed: B::write(normed, shape, dtype), sum: B::write(sum, shape, wide) }
+    }
+
+    fn rms_norm_residual_backward(
+        kept: ResidualNormKept<B>,
+        dnormed: Tensor<B, 3>,
+        dsum: Option<Tensor<B, 3>>,
+    ) -> Option<ResidualNormGrads<B>> {
+        fused::<B>(Op::RmsNormResidual, kept.dtype)?;
+        let (wide, shape) = (kept.sum.dtype(), kept.sum.dims());
+        if !B::accepts(wide) {
+            return Some(rms_norm_residual::gradients::gradients(kept, dnormed, dsum));
+        }
+        let weight_dtype = kept.weight.dtype();
+        let (sum, weight, dsum) = (B::read(kept.sum), B::read(kept.weight), dsum.map(B::read));
+        let mut grad = B::take(dnormed);
+        let dw = rms_norm_residual::cpu::backward(&mut grad, &sum, dsum.as_deref(), &weight, kept.eps);
+        let residual = B::write(grad, shape, wide);
+        let x = residual.clone().cast(kept.dtype);
+        Some(ResidualNormGrads { x, residual, weight: B::write(dw, [shape[2]], weight_dtype) })
+    }
+
     fn attention(args: AttentionArgs<B>) -> Tensor<B, 4> {
         let dtype = args.q.dtype();
         if fused::<B>(Op::Attention, dtype).is_none() {
@@ -178,6 +216,30 @@ impl<B: HostBackend> KernelBackend for B {
         Some(AttentionGrads { q: B::write(q, queries, dtype), k: B::write(k, slots, dtype), v: B::write(v, slots, dtype) })
     }
 
+    fn embed_backward(ids: Tensor<B, 2, Int>, v: usize, dout: Tensor<B, 3>) -> Option<Tensor<B, 2>> {
+        let (dtype, [_, _, d]) = (dout.dtype(), dout.dims());
+        fused::<B>(Op::Embedding, dtype)?;
+        Some(B::write(embedding::cpu::backward(&integers(ids), &B::read(dout), v, d), [v, d], dtype))
+    }
+
+    fn cross_entropy(args: CrossEntropyArgs<B>) -> CrossEntropyOut<B> {
+        if fused::<B>(Op::CrossEntropy, args.logits.dtype()).is_none() {
+            return cross_entropy::reference::cross_entropy(args);
+        }
+        let [rows, v] = args.logits.dims();
+        let sums = cross_entropy::cpu::forward(&B::read(args.logits), &integers(args.targets), v);
+        let [loss, log_sum] = sums.map(|values| B::write(values, [rows], DType::F32));
+        CrossEntropyOut { loss, log_sum }
+    }
+
+    fn cross_entropy_backward(args: CrossEntropyArgs<B>, log_sum: Tensor<B, 1>, dloss: Tensor<B, 1>) -> Option<Tensor<B, 2>> {
+        let (dtype, shape) = (args.logits.dtype(), args.logits.dims());
+        fused::<B>(Op::CrossEntropy, dtype)?;
+        let mut logits = B::take(args.logits);
+        cross_entropy::cpu::backward(&mut logits, &integers(args.targets), &B::read(log_sum), &B::read(dloss), shape[1]);
+        Some(B::write(logits, shape, dtype))
+    }
+
     fn linear(x: Tensor<B, 2>, weight: Tensor<B, 2>) -> Tensor<B, 2> {
         let ([rows, inputs], [outputs, _]) = (x.dims(), weight.dims());
         let dtype = x.dtype();
@@ -189,6 +251,11 @@ impl<B: HostBackend> KernelBackend for B {
             Some(weight) => B::write(linear::cpu::forward(&B::read(x), &weight, rows, inputs, outputs), [rows, outputs], dtype),
         }
     }
+}
+
+/// Ids, row-major.
+fn integers<B: HostBackend, const D: usize>(tensor: Tensor<B, D, Int>) -> Vec<i32> {
+    tensor.into_data().iter::<i32>().collect()
 }
 
 /// Readable arguments of attention.

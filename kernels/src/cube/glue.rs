@@ -1,18 +1,20 @@
 //! [`KernelBackend`] for every CubeCL backend: each operation asks its kernel, and runs the reference where the kernel
 //! declines.
 
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Int, Tensor};
 use burn_cubecl::element::BoolElement;
 use burn_cubecl::{CubeBackend, CubeRuntime, FloatElement, IntElement};
 
 use super::NAME;
 use crate::attention::{self, AttentionArgs, AttentionGrads};
 use crate::causal_conv1d::{self, ConvArgs, ConvGrads, ConvOut};
+use crate::cross_entropy::{self, CrossEntropyArgs, CrossEntropyOut};
 use crate::path::fused;
 use crate::rms_norm_gated::{self, NormArgs, NormGrads};
+use crate::rms_norm_residual::{self, ResidualNormArgs, ResidualNormGrads, ResidualNormKept, ResidualNormOut};
 use crate::selective_scan::{self, ScanArgs, ScanGrads, ScanOut};
 use crate::ssd::{self, SsdArgs, SsdGrads, SsdOut};
-use crate::{KernelBackend, Op};
+use crate::{KernelBackend, Op, cumsum, embedding};
 
 impl<R, F, I, BT> KernelBackend for CubeBackend<R, F, I, BT>
 where
@@ -30,6 +32,10 @@ where
             Op::RmsNormGated => rms_norm_gated::cube::READY,
             Op::Attention => attention::cube::READY,
             Op::Linear => false,
+            Op::RmsNormResidual => rms_norm_residual::cube::READY,
+            Op::Embedding => embedding::cube::READY,
+            Op::Cumsum => cumsum::cube::READY,
+            Op::CrossEntropy => cross_entropy::cube::READY,
         };
         (there && float).then_some(NAME)
     }
@@ -86,6 +92,21 @@ where
         fused::<Self>(Op::RmsNormGated, args.y.dtype()).map(|_| rms_norm_gated::cube::backward(args, dout))
     }
 
+    fn rms_norm_residual(args: ResidualNormArgs<Self>) -> ResidualNormOut<Self> {
+        match fused::<Self>(Op::RmsNormResidual, args.x.dtype()) {
+            Some(_) => rms_norm_residual::cube::forward(args),
+            None => rms_norm_residual::reference::rms_norm_residual(args),
+        }
+    }
+
+    fn rms_norm_residual_backward(
+        kept: ResidualNormKept<Self>,
+        dnormed: Tensor<Self, 3>,
+        dsum: Option<Tensor<Self, 3>>,
+    ) -> Option<ResidualNormGrads<Self>> {
+        fused::<Self>(Op::RmsNormResidual, kept.dtype).map(|_| rms_norm_residual::cube::backward(kept, dnormed, dsum))
+    }
+
     fn attention(args: AttentionArgs<Self>) -> Tensor<Self, 4> {
         match fused::<Self>(Op::Attention, args.q.dtype()) {
             Some(_) => attention::cube::forward(args),
@@ -111,5 +132,27 @@ where
 
     fn attention_trains(dtype: DType) -> bool {
         fused::<Self>(Op::Attention, dtype).is_some()
+    }
+
+    fn embed_backward(ids: Tensor<Self, 2, Int>, v: usize, dout: Tensor<Self, 3>) -> Option<Tensor<Self, 2>> {
+        fused::<Self>(Op::Embedding, dout.dtype()).map(|_| embedding::cube::backward(ids, v, dout))
+    }
+
+    fn running_sum(x: Tensor<Self, 3>, reverse: bool) -> Tensor<Self, 3> {
+        match fused::<Self>(Op::Cumsum, x.dtype()) {
+            Some(_) => cumsum::cube::forward(x, reverse),
+            None => cumsum::reference::cumsum(x, reverse),
+        }
+    }
+
+    fn cross_entropy(args: CrossEntropyArgs<Self>) -> CrossEntropyOut<Self> {
+        match fused::<Self>(Op::CrossEntropy, args.logits.dtype()) {
+            Some(_) => cross_entropy::cube::forward(args),
+            None => cross_entropy::reference::cross_entropy(args),
+        }
+    }
+
+    fn cross_entropy_backward(args: CrossEntropyArgs<Self>, log_sum: Tensor<Self, 1>, dloss: Tensor<Self, 1>) -> Option<Tensor<Self, 2>> {
+        fused::<Self>(Op::CrossEntropy, args.logits.dtype()).map(|_| cross_entropy::cube::backward(args, log_sum, dloss))
     }
 }

@@ -6,8 +6,12 @@
 mod attention;
 mod causal_conv1d;
 mod common;
+mod cross_entropy;
+mod cumsum;
+mod embedding;
 mod linear;
 mod path;
 mod rms_norm_gated;
+mod rms_norm_residual;
 mod selective_scan;
 mod ssd;
