@@ -75,7 +75,11 @@ impl<B: KernelBackend> Layer<B> {
     /// # Panics
     /// When the cache is of another kind of layer.
     pub fn forward(&self, x: Tensor<B, 3>, cache: Option<LayerCache<B>>, sequence: &Sequence<B>) -> (Tensor<B, 3>, LayerCache<B>) {
-        let x = self.norm.forward(x);
+        self.mix(self.norm.forward(x), cache, sequence)
+    }
+
+    /// The branch behind its norm.
+    fn mix(&self, x: Tensor<B, 3>, cache: Option<LayerCache<B>>, sequence: &Sequence<B>) -> (Tensor<B, 3>, LayerCache<B>) {
         match &self.mixer {
             Mixer::Mamba(mixer) => stateful!(Mamba, mixer, x, cache, sequence),
             Mixer::Mamba2(mixer) => stateful!(Mamba2, mixer, x, cache, sequence),
@@ -150,18 +154,33 @@ impl<B: KernelBackend> Decoder<B> {
         let ids = sequence.order().map_or(ids.clone(), |order| order.ids(ids));
         let mut x = scaled(self.embeddings.forward(ids), self.scaling.embeddings);
         let mut layers = Vec::with_capacity(self.layers.len());
+        // What the last layer gave: it is added to the stream in one pass with the norm that reads the sum.
+        let mut branch = None;
         // What the layer before read, where one runs beside it.
-        let mut before = None;
+        let mut before: Option<Tensor<B, 3>> = None;
         for (i, (layer, cache)) in self.layers.iter().zip(caches).enumerate() {
-            let input = before.take().filter(|_| layer.parallel).unwrap_or_else(|| x.clone());
+            let beside = before.take().filter(|_| layer.parallel);
+            let (normed, input) = match beside {
+                Some(input) => {
+                    if let Some(branch) = branch.take() {
+                        x = x + branch;
+                    }
+                    (layer.norm.forward(input.clone()), input)
+                }
+                None => {
+                    let (normed, sum) = layer.norm.forward_after(branch.take(), x);
+                    x = sum;
+                    (normed, x.clone())
+                }
+            };
             if self.layers.get(i + 1).is_some_and(|next| next.parallel) {
-                before = Some(input.clone());
+                before = Some(input);
             }
-            let (y, cache) = layer.forward(input, cache, &sequence);
-            x = x + scaled(y, self.scaling.residual);
+            let (y, cache) = layer.mix(normed, cache, &sequence);
+            branch = Some(scaled(y, self.scaling.residual));
             layers.push(cache);
         }
-        let x = self.norm_f.forward(x);
+        let (x, _) = self.norm_f.forward_after(branch, x);
         let x = sequence.order().map_or(x.clone(), |order| order.restore(x));
         (x, Cache { context, layers })
     }

@@ -3,6 +3,8 @@
 use burn::module::{Module, Param};
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
+use terrarium_kernels::KernelBackend;
+use terrarium_kernels::embedding::embedding;
 
 use crate::params::Bag;
 
@@ -17,9 +19,11 @@ impl<B: Backend> Embedding<B> {
     pub(crate) fn take(bag: &mut Bag<B>) -> Self {
         Self { weight: bag.take("weight") }
     }
+}
 
+impl<B: KernelBackend> Embedding<B> {
     /// `[b, l]` ids -> `[b, l, d]`.
     pub fn forward(&self, ids: Tensor<B, 2, Int>) -> Tensor<B, 3> {
-        burn::tensor::module::embedding(self.weight.val(), ids)
+        embedding(self.weight.val(), ids)
     }
 }

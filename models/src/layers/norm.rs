@@ -6,6 +6,7 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use terrarium_kernels::KernelBackend;
 use terrarium_kernels::rms_norm_gated::{NormArgs, rms_norm_gated};
+use terrarium_kernels::rms_norm_residual::{ResidualNormArgs, ResidualNormOut, rms_norm_residual};
 
 use crate::params::{Bag, ParamInit, ParamSpec};
 
@@ -66,11 +67,7 @@ impl<B: Backend> Norm<B> {
 impl<B: KernelBackend> Norm<B> {
     /// `[b, l, d]` -> `[b, l, d]`.
     pub fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        let eps = self.config.eps;
-        let weight = match self.config.kind {
-            NormKind::LayerOnePlus => self.weight.val() + 1.0,
-            NormKind::Rms | NormKind::Layer => self.weight.val(),
-        };
+        let (eps, weight) = (self.config.eps, self.scale());
         let Some(bias) = &self.bias else {
             return rms_norm_gated(NormArgs { y: x, z: None, weight, groups: 1, eps });
         };
@@ -79,6 +76,27 @@ impl<B: KernelBackend> Norm<B> {
         let x = x.cast(DType::F32);
         let centred = (x.clone() - x.mean_dim(2)).cast(dtype);
         rms_norm_gated(NormArgs { y: centred, z: None, weight, groups: 1, eps }) + bias.val().unsqueeze()
+    }
+
+    /// Adds what a branch gave, if one came before, to the stream `x` and norms the sum: the norm and the sum, `[b, l, d]`.
+    pub fn forward_after(&self, branch: Option<Tensor<B, 3>>, x: Tensor<B, 3>) -> (Tensor<B, 3>, Tensor<B, 3>) {
+        let sum = match branch {
+            None => x,
+            Some(branch) if self.bias.is_none() => {
+                let args = ResidualNormArgs { x: branch, residual: x, weight: self.scale(), eps: self.config.eps };
+                let ResidualNormOut { normed, sum } = rms_norm_residual(args);
+                return (normed, sum);
+            }
+            Some(branch) => x + branch,
+        };
+        (self.forward(sum.clone()), sum)
+    }
+
+    fn scale(&self) -> Tensor<B, 1> {
+        match self.config.kind {
+            NormKind::LayerOnePlus => self.weight.val() + 1.0,
+            NormKind::Rms | NormKind::Layer => self.weight.val(),
+        }
     }
 }
 
