@@ -3,7 +3,9 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use burn::tensor::backend::Backend;
-use burn::tensor::{DType, IndexingUpdateOp, Int, Tensor, TensorData};
+use burn::tensor::{DType, Int, Tensor, TensorData};
+use terrarium_kernels::cross_entropy::{CrossEntropyArgs, cross_entropy};
+use terrarium_kernels::embedding::embedding;
 use terrarium_kernels::{KernelBackend, TrainBackend};
 use terrarium_models::Decoder;
 
@@ -20,8 +22,9 @@ pub fn one_at_a_time() -> MutexGuard<'static, ()> {
     LOCK.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Logits that may exist at once. A few buffers of this size are alive together.
-const SLICE: usize = 1 << 24;
+/// Logits that may exist at once; their gradient takes their place where the backend can arrange that. The fewer the slices, the
+/// fewer gradients of the whole head are added up.
+const SLICE: usize = 1 << 26;
 
 /// Positions with a label, and their labels.
 struct Targets<B: Backend> {
@@ -38,9 +41,9 @@ impl<B: Backend> Targets<B> {
         (n > 0).then(|| Self { positions: Tensor::from_data(TensorData::new(positions, [n]), device), labels })
     }
 
-    /// Labels `start..end` as a column, on any backend of the same device.
-    fn column<I: Backend>(&self, start: usize, end: usize, device: &I::Device) -> Tensor<I, 2, Int> {
-        Tensor::from_data(TensorData::new(self.labels[start..end].to_vec(), [end - start, 1]), device)
+    /// Labels `start..end`.
+    fn slice(&self, start: usize, end: usize, device: &B::Device) -> Tensor<B, 1, Int> {
+        Tensor::from_data(TensorData::new(self.labels[start..end].to_vec(), [end - start]), device)
     }
 }
 
@@ -52,19 +55,6 @@ fn ids<B: Backend>(batch: &Batch, device: &B::Device) -> Tensor<B, 2, Int> {
 fn slices(n: usize, vocab: usize) -> impl Iterator<Item = (usize, usize)> {
     let rows = (SLICE / vocab.max(1)).max(32);
     (0..n).step_by(rows).map(move |start| (start, (start + rows).min(n)))
-}
-
-/// Sum of the cross-entropies of `logits [n, v]` against `labels [n, 1]`, and its gradient `softmax - one_hot`.
-fn cross_entropy<B: Backend>(logits: Tensor<B, 2>, labels: Tensor<B, 2, Int>) -> (Tensor<B, 1>, Tensor<B, 2>) {
-    let logits = logits.cast(DType::F32);
-    let [n, _] = logits.dims();
-    let shifted = logits.clone() - logits.max_dim(1); // [n, v]
-    let picked = shifted.clone().gather(1, labels.clone()); // [n, 1]
-    let exp = shifted.exp();
-    let sum = exp.clone().sum_dim(1); // [n, 1]
-    let loss = (sum.clone().log() - picked).sum();
-    let minus_one = Tensor::full([n, 1], -1.0, (&loss.device(), DType::F32));
-    (loss, (exp / sum).scatter(1, labels, minus_one, IndexingUpdateOp::Add))
 }
 
 /// Adds the gradients of `scale` times the summed cross-entropy of `batch` to `grads`; gives the sum itself, `[1]`.
@@ -84,18 +74,19 @@ pub fn backward<B: TrainBackend>(
     let _alone = one_at_a_time();
     let (hidden, _) = model.hidden(ids(batch, device), None, &batch.layout());
     let [b, l, d] = hidden.dims();
-    let labelled = hidden.reshape([b * l, d]).select(0, targets.positions.clone()); // [n, d]
+    // A lookup, for its gradient: that of `select` walks the positions one by one on a GPU.
+    let labelled = embedding(hidden.reshape([b * l, d]), targets.positions.clone().unsqueeze());
+    let labelled: Tensor<B, 2> = labelled.reshape([targets.labels.len(), d]);
     let fixed = labelled.clone().inner();
 
     let vocab = model.embeddings.weight.dims()[0];
     let (mut losses, mut upstream) = (Vec::new(), Vec::new());
     for (start, end) in slices(targets.labels.len(), vocab) {
         let part = Tensor::<B, 2>::from_inner(fixed.clone().narrow(0, start, end - start)).require_grad();
-        let logits = model.logits(part.clone()).cast(DType::F32); // [rows, v]
-        let (loss, gradient) = cross_entropy(logits.clone().inner(), targets.column(start, end, device));
-        losses.push(loss);
-        // The sum's gradient with respect to the logits is the constant it is multiplied with.
-        let mut found = (logits * Tensor::from_inner(gradient * scale)).sum().backward();
+        let args = CrossEntropyArgs { logits: model.logits(part.clone()), targets: targets.slice(start, end, device) };
+        let loss = cross_entropy(args).sum();
+        losses.push(loss.clone().inner());
+        let mut found = (loss * scale).backward();
         upstream.push(part.grad_remove(&mut found).unwrap_or_else(|| Tensor::zeros([end - start, d], device)));
         grads.add(model, found);
     }
@@ -115,10 +106,8 @@ pub fn evaluate<B: KernelBackend>(model: &Decoder<B>, batch: &Batch, device: &B:
     let vocab = model.embeddings.weight.dims()[0];
     let losses = slices(targets.labels.len(), vocab)
         .map(|(start, end)| {
-            let logits = model.logits(labelled.clone().narrow(0, start, end - start)).cast(DType::F32);
-            let shifted = logits.clone() - logits.max_dim(1);
-            let picked = shifted.clone().gather(1, targets.column(start, end, device));
-            (shifted.exp().sum_dim(1).log() - picked).sum()
+            let logits = model.logits(labelled.clone().narrow(0, start, end - start));
+            cross_entropy(CrossEntropyArgs { logits, targets: targets.slice(start, end, device) }).sum()
         })
         .collect();
     Tensor::cat(losses, 0).sum()
