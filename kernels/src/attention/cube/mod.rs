@@ -3,11 +3,13 @@
 //! | variant | where |
 //! | --- | --- |
 //! | [`mma`] | CUDA from sm_80, bf16 and f16, `p` a multiple of 16 up to 128 |
+//! | [`decode`] | any device, any dtype, `p` up to 256, at most [`decode::QUERIES`] queries, without gradients |
 //! | [`tiled`] | any device, any dtype, `p` up to 256 |
 //!
 //! The backward recomputes the weights from the scores and the saved log-sum-exps, in two kernels without atomics: one
 //! walks the slots for the queries' gradient, one the queries (of all heads of a group) for those of keys and values.
 
+mod decode;
 mod mma;
 pub(super) mod plan;
 mod row_sums;
@@ -151,6 +153,10 @@ impl<R: CubeRuntime> Call<R> {
         Some((Self { q, k, v, ids: down_int(plan), has_ids, tensor_cores, scale: args.scale, b, h, g, l, s, p }, device))
     }
 
+    fn forward(&self, device: &Device) -> Option<Saved<R>> {
+        if self.tensor_cores { Some(mma::forward(self)) } else { tiled::forward(self, device) }
+    }
+
     fn lp(&self) -> usize {
         self.l.next_multiple_of(PADDING)
     }
@@ -179,15 +185,19 @@ pub(crate) fn forward_saving<R: CubeRuntime, F: FloatElement, I: IntElement, BT:
     args: AttentionArgs<Back<R, F, I, BT>>,
 ) -> Option<(Tensor<Back<R, F, I, BT>, 4>, Tensor<Back<R, F, I, BT>, 3>)> {
     let (call, device) = Call::new(args)?;
-    let saved = if call.tensor_cores { mma::forward(&call) } else { tiled::forward(&call, &device)? };
+    let saved = call.forward(&device)?;
     Some((up::<Back<R, F, I, BT>, 4>(saved.out), up::<Back<R, F, I, BT>, 3>(saved.lse)))
 }
 
 pub(crate) fn forward<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolElement>(
     args: AttentionArgs<Back<R, F, I, BT>>,
 ) -> Tensor<Back<R, F, I, BT>, 4> {
-    match forward_saving(args.clone()) {
-        Some((out, _)) => out,
+    let out = Call::new(args.clone()).and_then(|(call, device)| match call.l {
+        ..=decode::QUERIES => Some(decode::forward(&call, &device)),
+        _ => call.forward(&device).map(|saved| saved.out),
+    });
+    match out {
+        Some(out) => up::<Back<R, F, I, BT>, 4>(out),
         None => reference::attention(args),
     }
 }
