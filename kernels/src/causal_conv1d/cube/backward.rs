@@ -2,6 +2,8 @@
 //! inputs and the unfinished gradients of the last inputs in registers. Gradients of taps and bias add up in registers
 //! and leave as one partial sum per unit.
 
+#![allow(clippy::manual_div_ceil, clippy::collapsible_if, reason = "branches at compile time; integers of kernels have no div_ceil")]
+
 use cubecl::prelude::*;
 
 use super::forward::{Place, Setting, id_of, load_bias, load_taps, push, source};

@@ -1,6 +1,8 @@
 //! One unit computes a vector of channels over a tile of tokens and keeps the last `k - 1` inputs in registers, so that
 //! each input is read once, plus `k - 1` more per tile.
 
+#![allow(clippy::manual_div_ceil, clippy::collapsible_if, reason = "branches at compile time; integers of kernels have no div_ceil")]
+
 use cubecl::prelude::*;
 
 use crate::cube::math::silu;

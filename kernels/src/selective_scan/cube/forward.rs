@@ -1,6 +1,8 @@
 //! The way forward: `forward_kernel` writes the outputs of a piece from the state that enters it. Where there are several
 //! pieces to a row, `survey_kernel` has found what each adds to the state, and `combine_kernel` what enters each.
 
+#![allow(clippy::manual_div_ceil, clippy::collapsible_if, reason = "branches at compile time; integers of kernels have no div_ceil")]
+
 use cubecl::prelude::*;
 
 use super::tile::{Setting, begins, keeps, load, place, sigmoid, stage, steps};

@@ -1,5 +1,7 @@
 //! One or a few tokens: the states of a channel lie side by side, so units take a vector of them each.
 
+#![allow(clippy::manual_div_ceil, clippy::collapsible_if, reason = "branches at compile time; integers of kernels have no div_ceil")]
+
 use cubecl::prelude::*;
 
 use super::tile::{Setting, id_before, sigmoid, softplus};

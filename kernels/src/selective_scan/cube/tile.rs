@@ -2,6 +2,8 @@
 //! tiles of a few tokens. Within a tile a unit keeps what belongs to its tokens in registers and takes the states one
 //! after the other, so that neither code nor registers grow with the number of states.
 
+#![allow(clippy::manual_div_ceil, clippy::collapsible_if, reason = "branches at compile time; integers of kernels have no div_ceil")]
+
 use cubecl::prelude::*;
 
 /// What a kernel is compiled for.
