@@ -57,7 +57,11 @@ pub fn cross_entropy<B: KernelBackend>(args: CrossEntropyArgs<B>) -> Tensor<B, 1
         panic!("{error}");
     }
     let [rows, v] = args.logits.dims();
-    if rows * v == 0 {
+    // Burn cannot fill a tensor of no elements on every GPU.
+    if rows == 0 {
+        return Tensor::empty([0], (&args.logits.device(), DType::F32));
+    }
+    if v == 0 {
         return Tensor::zeros([rows], (&args.logits.device(), DType::F32));
     }
     announce::<B>(Op::CrossEntropy, args.logits.dtype());

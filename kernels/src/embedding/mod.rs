@@ -18,7 +18,7 @@ use crate::{KernelBackend, Op};
 pub fn embedding<B: KernelBackend>(weight: Tensor<B, 2>, ids: Tensor<B, 2, Int>) -> Tensor<B, 3> {
     let ([_, d], [b, l]) = (weight.dims(), ids.dims());
     if b * l * d == 0 {
-        return Tensor::zeros([b, l, d], (&weight.device(), weight.dtype()));
+        return Tensor::empty([b, l, d], (&weight.device(), weight.dtype()));
     }
     announce::<B>(Op::Embedding, weight.dtype());
     B::embed(weight, ids)

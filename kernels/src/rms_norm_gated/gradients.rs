@@ -7,7 +7,7 @@ use burn::tensor::{DType, Tensor};
 use super::{NormArgs, NormGrads};
 
 /// Gradients of [`super::rms_norm_gated`] from that of its output.
-pub(crate) fn gradients<B: Backend>(args: NormArgs<B>, dout: Tensor<B, 3>) -> NormGrads<B> {
+pub fn gradients<B: Backend>(args: NormArgs<B>, dout: Tensor<B, 3>) -> NormGrads<B> {
     let [b, l, e] = args.y.dims();
     let g = args.groups;
     let (dtype, weight_dtype) = (args.y.dtype(), args.weight.dtype());

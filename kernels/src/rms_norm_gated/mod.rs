@@ -8,8 +8,7 @@
 pub(crate) mod cpu;
 #[cfg(feature = "_cube")]
 pub(crate) mod cube;
-#[cfg(any(feature = "flex", feature = "ndarray", feature = "_cube"))]
-pub(crate) mod gradients;
+pub mod gradients;
 pub mod reference;
 
 use burn::tensor::Tensor;

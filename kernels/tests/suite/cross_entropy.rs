@@ -118,7 +118,7 @@ fn infinite_logits_are_left_out_and_nan_is_passed_on() {
 
 #[test]
 fn no_rows_give_no_losses() {
-    let logits = Tensor::<Plain, 2>::zeros([0, 5], &Default::default());
+    let logits = Tensor::<Plain, 2>::empty([0, 5], &Default::default());
     let targets = Tensor::from_data(TensorData::new(Vec::<i32>::new(), [0]), &Default::default());
     assert_eq!(cross_entropy(CrossEntropyArgs { logits, targets }).dims(), [0]);
 }

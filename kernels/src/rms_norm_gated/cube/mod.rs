@@ -83,8 +83,8 @@ impl<R: CubeRuntime> Plan<R> {
         let dy = empty(&self.y, self.y.shape(), self.y.dtype());
         let dz = self.z.as_ref().map(|z| empty(z, z.shape(), z.dtype()));
         let team = self.row.team;
-        // Enough walkers to fill the device, and few enough for each to sum many rows.
-        let cubes = self.device.processors.unwrap_or(4) as usize * (768 / team.cube() as usize).max(1);
+        // As many walkers as run at once: with some 128 registers a unit, 512 units of a multiprocessor.
+        let cubes = self.device.processors.unwrap_or(4) as usize * (512 / team.cube() as usize).max(1);
         let walkers = (cubes * team.per_cube as usize).div_ceil(self.groups).clamp(1, self.rows);
         let parts = empty(&self.y, [walkers, self.y.shape()[2]], DType::F32);
         // Nothing is written through a stand-in, but it may not be an input as well.

@@ -69,7 +69,8 @@ fn differentiate<R: CubeRuntime>(
     let dresidual = empty(&sum, sum.shape(), sum.dtype());
     // Not written where both gradients are the same tensor.
     let dx = if narrow { empty(&sum, sum.shape(), dnormed.dtype()) } else { empty(&sum, [row.width], dnormed.dtype()) };
-    let cubes = device.processors.unwrap_or(4) as usize * (768 / row.team.cube() as usize).max(1);
+    // As many walkers as run at once: with some 100 registers a unit, 512 units of a multiprocessor.
+    let cubes = device.processors.unwrap_or(4) as usize * (512 / row.team.cube() as usize).max(1);
     let walkers = (cubes * row.team.per_cube as usize).clamp(1, rows);
     let parts = empty(&sum, [walkers, sum.shape()[2]], DType::F32);
     // SAFETY: the kernel guards rows, walkers and vectors.
