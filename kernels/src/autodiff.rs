@@ -277,6 +277,9 @@ impl<B: KernelBackend> Node<B, 3> for Norm {
     }
 }
 
+/// Output and log-sum-exps of attention.
+type Outcome<B> = (Tensor<B, 4>, Tensor<B, 3>);
+
 #[derive(Clone, Debug)]
 struct ResidualNorm<B: Backend> {
     eps: f32,
@@ -309,7 +312,7 @@ struct Attention<B: Backend> {
     scale: f32,
     mask: AttentionMask<B>,
     /// Output and log-sum-exps, for a backend whose backward reads them.
-    saved: Arc<Mutex<Option<(Tensor<B, 4>, Tensor<B, 3>)>>>,
+    saved: Arc<Mutex<Option<Outcome<B>>>>,
 }
 
 impl<B: Backend> Attention<B> {

@@ -24,8 +24,9 @@ pub struct AttentionMask<B: Backend> {
     s: usize,
     ids: Option<Arc<SlotIds>>,
     hidden: Arc<OnceLock<Tensor<B, 4, Bool>>>,
+    /// What the GPU kernels read: a tensor of the backend below autodiff, which is another type there.
     #[cfg(feature = "_cube")]
-    plan: Arc<OnceLock<Tensor<B, 1, Int>>>,
+    plan: Arc<OnceLock<Box<dyn std::any::Any + Send + Sync>>>,
 }
 
 /// Document ids of queries and slots; `-1` marks padding.
@@ -85,12 +86,13 @@ impl<B: Backend> AttentionMask<B> {
     #[cfg(feature = "_cube")]
     pub(crate) fn plan(&self, device: &B::Device) -> Option<Tensor<B, 1, Int>> {
         let ids = self.ids.as_ref()?;
-        let plan = self.plan.get_or_init(|| {
+        let upload = || {
             let values = cube::plan::plan(ids, self.l, self.s);
             let count = values.len();
-            Tensor::from_data(TensorData::new(values, [count]), (device, burn::tensor::DType::I32))
-        });
-        Some(plan.clone())
+            Tensor::<B, 1, Int>::from_data(TensorData::new(values, [count]), (device, burn::tensor::DType::I32))
+        };
+        let kept = self.plan.get_or_init(|| Box::new(upload())).downcast_ref::<Tensor<B, 1, Int>>();
+        Some(kept.filter(|plan| plan.device() == *device).cloned().unwrap_or_else(upload))
     }
 
     fn build(&self, device: &B::Device) -> Tensor<B, 4, Bool> {
@@ -108,7 +110,11 @@ impl<B: Backend> AttentionMask<B> {
 impl<B: AutodiffBackend> AttentionMask<B> {
     /// The same mask on the backend below autodiff.
     pub fn inner(&self) -> AttentionMask<B::InnerBackend> {
-        AttentionMask::new(self.l, self.s, self.ids.clone())
+        AttentionMask {
+            #[cfg(feature = "_cube")]
+            plan: Arc::clone(&self.plan),
+            ..AttentionMask::new(self.l, self.s, self.ids.clone())
+        }
     }
 }
 

@@ -16,7 +16,7 @@ mod row_sums;
 mod shared;
 mod tiled;
 
-use burn::tensor::{DType, Tensor, TensorData};
+use burn::tensor::{DType, Tensor};
 use burn_cubecl::element::BoolElement;
 use burn_cubecl::ops::permute;
 use burn_cubecl::tensor::CubeTensor;
@@ -135,22 +135,26 @@ impl<R: CubeRuntime> Call<R> {
         if !some || !small || args.k.dtype() != dtype || args.v.dtype() != dtype {
             return None;
         }
-        let at = args.q.device();
-        let (plan, has_ids) = match args.mask.plan(&at) {
-            Some(plan) => (plan, true),
-            None => (Tensor::from_data(TensorData::new(vec![0i32], [1]), (&at, DType::I32)), false),
-        };
+        let plan = args.mask.plan(&args.q.device());
         let [q, k, v] = [args.q, args.k, args.v].map(down);
         let device = Device::of(&q.client);
+        let stored = match dtype {
+            DType::F32 => true,
+            DType::F16 => device.f16,
+            DType::BF16 => device.bf16,
+            _ => false,
+        };
         let tensor_cores = mma::fits(&device, dtype, p, args.scale);
-        if !tensor_cores && !tiled::fits(&device, p) {
+        if !stored || !tensor_cores && !tiled::fits(&device, p) {
             return None;
         }
         let [q, k, v] = [q, k, v].map(|tensor| View::new(tensor, if tensor_cores { mma::VECTOR } else { 1 }));
         if [&q, &k, &v].iter().any(|view| view.span() >= 1 << 31) {
             return None;
         }
-        Some((Self { q, k, v, ids: down_int(plan), has_ids, tensor_cores, scale: args.scale, b, h, g, l, s, p }, device))
+        let has_ids = plan.is_some();
+        let ids = plan.map_or_else(|| empty(&q.tensor, [1], DType::I32), down_int);
+        Some((Self { q, k, v, ids, has_ids, tensor_cores, scale: args.scale, b, h, g, l, s, p }, device))
     }
 
     fn forward(&self, device: &Device) -> Option<Saved<R>> {

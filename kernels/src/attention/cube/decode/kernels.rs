@@ -106,7 +106,7 @@ fn scores<F: Float, N: Size>(
                 #[unroll]
                 for i in 0..own {
                     let key = Vector::<f32, N>::cast_from(keys[comptime!(j * own + i)]);
-                    products = products + key * queries[comptime!(r * vectors + i * lanes) + lane];
+                    products += key * queries[comptime!(r * vectors + i * lanes) + lane];
                 }
                 let mut score = f32::new(0.0);
                 #[unroll]
@@ -243,7 +243,7 @@ pub(crate) fn decode_part<F: Float, N: Size>(
                     #[unroll]
                     for i in 0..own {
                         let value = Vector::<f32, N>::cast_from(values[comptime!(j * own + i)]);
-                        acc[comptime!(r * own + i)] = acc[comptime!(r * own + i)] + value * Vector::new(weight);
+                        acc[comptime!(r * own + i)] += value * Vector::new(weight);
                     }
                 }
             }
@@ -265,7 +265,7 @@ pub(crate) fn decode_part<F: Float, N: Size>(
                     let mut sum = Vector::<f32, N>::new(0.0f32);
                     let mut weight = f32::new(0.0);
                     for other in 0..groups {
-                        sum = sum + meeting[other * lanes + unit];
+                        sum += meeting[other * lanes + unit];
                         weight += totals[comptime!(r * groups) + other];
                     }
                     let head = group * share + (row0 + r) / z.l as usize;
@@ -326,7 +326,7 @@ pub(crate) fn decode_merge<F: Float, N: Size>(
                 let at = place * parts as usize + part;
                 let weight = f32::exp(stats[at * 2] - top);
                 total += weight * stats[at * 2 + 1];
-                sum = sum + sums[at * vectors + column] * Vector::new(weight);
+                sum += sums[at * vectors + column] * Vector::new(weight);
                 part += groups;
             }
             meeting[unit] = sum;
@@ -339,7 +339,7 @@ pub(crate) fn decode_merge<F: Float, N: Size>(
             sum = Vector::new(0.0f32);
             total = 0.0f32;
             for other in 0..groups {
-                sum = sum + meeting[other * vectors + unit];
+                sum += meeting[other * vectors + unit];
                 total += totals[other];
             }
             let query = place % z.l as usize;

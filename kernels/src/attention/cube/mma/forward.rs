@@ -56,7 +56,7 @@ fn soften<N2: Size>(
                 let block = scores.index_mut(comptime!(m * columns + j));
                 let weight = Vector::exp(block[r] * factor - shift);
                 block[r] = weight;
-                part = part + weight;
+                part += weight;
             }
             running.total[at] = running.total[at] * decay + part[0] + part[1];
         }
@@ -71,7 +71,7 @@ fn soften<N2: Size>(
                 #[unroll]
                 for j in 0..width {
                     let block = running.sums.index_mut(comptime!(m * width + j));
-                    block[r] = block[r] * decay;
+                    block[r] *= decay;
                 }
             }
         }

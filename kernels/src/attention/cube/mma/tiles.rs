@@ -132,7 +132,7 @@ pub(crate) fn copy<F: Float, N8: Size>(
     let stride = comptime!(stride(p));
     let unit = (UNIT_POS as usize) % UNITS;
     let last = limit as usize - 1;
-    if comptime!(UNITS % (p / 8) == 0) {
+    if comptime!(UNITS.is_multiple_of(p / 8)) {
         let row = unit / vectors;
         let column = unit % vectors;
         let at = base + row * stride + column;

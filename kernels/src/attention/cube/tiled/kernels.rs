@@ -31,9 +31,7 @@ fn load<F: Float, N4: Size>(
         let mut value = Vector::<f32, N4>::new(0.0f32);
         #[unroll]
         for e in 0..4usize {
-            if comptime!(p.is_multiple_of(4)) {
-                value[e] = f32::cast_from(from[at + e]);
-            } else if column * 4 + e < p {
+            if comptime!(p.is_multiple_of(4)) || column * 4 + e < p {
                 value[e] = f32::cast_from(from[at + e]);
             }
         }
@@ -63,7 +61,7 @@ fn products<N4: Size>(
         let own = rows[row * stride + d];
         #[unroll]
         for i in 0..count {
-            sums[i] = sums[i] + own * cols[(part + comptime!(i * UNITS_PER_ROW)) * stride + d];
+            sums[i] += own * cols[(part + comptime!(i * UNITS_PER_ROW)) * stride + d];
         }
     }
     let mut totals = Array::<f32>::new(count);
@@ -94,7 +92,7 @@ fn accumulate<N4: Size>(
         for i in 0..comptime!(p.div_ceil(4).div_ceil(UNITS_PER_ROW)) {
             // The last vectors may be past the row: their sums are never stored, but the read must stay inside.
             let at = min(part + comptime!(i * UNITS_PER_ROW), vectors - 1);
-            sums[i] = sums[i] + weight * cols[j * stride + at];
+            sums[i] += weight * cols[j * stride + at];
         }
     }
 }
@@ -215,7 +213,7 @@ pub(crate) fn forward_tiled<F: Float, N4: Size>(
             sync_cube();
             #[unroll]
             for i in 0..comptime!(p.div_ceil(4).div_ceil(UNITS_PER_ROW)) {
-                sums[i] = sums[i] * Vector::new(decay);
+                sums[i] *= Vector::new(decay);
             }
             accumulate::<N4>(&mut sums, &weights, &tile_k, row, part, cols, p);
             slot0 += cols;
