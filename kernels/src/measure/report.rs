@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{Machine, Row, Speed};
+use super::{Machine, REFERENCE, Row, Speed};
 
 /// Headings of the table that rows are printed under.
 pub fn header() -> String {
@@ -73,7 +73,7 @@ impl fmt::Display for Row {
         )?;
         match &self.note {
             Some(note) => write!(f, "  {note}"),
-            None if self.path == "reference" => write!(f, "  reference"),
+            None if self.path == REFERENCE => write!(f, "  {REFERENCE}"),
             None => Ok(()),
         }
     }
