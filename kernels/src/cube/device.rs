@@ -2,7 +2,7 @@
 
 use burn_cubecl::CubeRuntime;
 use cubecl::client::ComputeClient;
-use cubecl::ir::features::{MmaConfig, Plane};
+use cubecl::ir::features::{MmaConfig, Plane, TypeUsage};
 use cubecl::ir::{ElemType, FloatKind, StorageType};
 
 /// What kernels ask of a device.
@@ -22,6 +22,10 @@ pub(crate) struct Device {
     pub processors: Option<u32>,
     /// `mma.sync` m16n8k16 from bf16 and f16, with ldmatrix and asynchronous copies: CUDA from sm_80.
     pub tensor_cores: bool,
+    /// bf16 can be stored and converted, which is all that kernels need of it.
+    pub bf16: bool,
+    /// f16 can be stored and converted.
+    pub f16: bool,
 }
 
 impl Device {
@@ -29,6 +33,7 @@ impl Device {
         let properties = client.properties();
         let (hardware, features) = (&properties.hardware, &properties.features);
         let float = |kind| -> StorageType { ElemType::Float(kind).into() };
+        let stored = |kind| properties.type_usage(float(kind)).is_superset(TypeUsage::Buffer | TypeUsage::Conversion);
         let multiplies = |kind| {
             let (a_type, cd_type) = (float(kind), float(FloatKind::F32));
             features.matmul.mma.contains(&MmaConfig { a_type, b_type: a_type, cd_type, m: 16, n: 8, k: 16 })
@@ -42,6 +47,8 @@ impl Device {
             max_cubes: hardware.max_cube_count,
             processors: hardware.num_streaming_multiprocessors,
             tensor_cores: multiplies(FloatKind::BF16) && multiplies(FloatKind::F16) && features.copy_async && hardware.plane_size_max == 32,
+            bf16: stored(FloatKind::BF16),
+            f16: stored(FloatKind::F16),
         }
     }
 }

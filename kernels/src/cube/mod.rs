@@ -7,8 +7,8 @@ mod device;
 mod fold;
 mod glue;
 pub(crate) mod math;
-mod rows;
 pub(crate) mod reduce;
+mod rows;
 
 pub(crate) use device::Device;
 pub(crate) use fold::fold;
