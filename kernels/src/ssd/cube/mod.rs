@@ -10,12 +10,14 @@ mod step;
 mod tensor;
 mod tile;
 
-use burn::tensor::Tensor;
+use burn::tensor::backend::Backend;
+use burn::tensor::{DType, Tensor};
 use burn_cubecl::element::BoolElement;
 use burn_cubecl::{CubeBackend, CubeRuntime, FloatElement, IntElement};
 
 use self::call::{Call, Grads};
 use super::{SsdArgs, SsdDims, SsdGrads, SsdOut, reference};
+use crate::Segments;
 use crate::cube::{Device, down, up};
 
 /// Whether the kernels are there.
@@ -42,9 +44,6 @@ impl Variant {
         args: &SsdArgs<CubeBackend<R, F, I, BT>>,
         dims: SsdDims,
     ) -> Self {
-        if dims.is_empty() {
-            return Self::Reference;
-        }
         let client = R::client(&args.x.device());
         let device = Device::of(&client);
         if tensor::supports(&device, args.x.dtype(), dims) {
@@ -65,6 +64,9 @@ pub(crate) fn forward<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolEl
     args: SsdArgs<CubeBackend<R, F, I, BT>>,
 ) -> SsdOut<CubeBackend<R, F, I, BT>> {
     let dims = dims(&args);
+    if dims.is_empty() {
+        return nothing(args, dims);
+    }
     let variant = Variant::of(&args, dims);
     if variant == Variant::Reference {
         return reference::ssd(args);
@@ -89,10 +91,10 @@ pub(crate) fn backward<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolE
     dstate: Option<Tensor<CubeBackend<R, F, I, BT>, 4>>,
 ) -> SsdGrads<CubeBackend<R, F, I, BT>> {
     let dims = dims(&args);
-    let variant = Variant::of(&args, dims);
     if dims.is_empty() {
         return empty_grads(args, dy, dstate);
     }
+    let variant = Variant::of(&args, dims);
     let (dy, dstate) = (dy.map(down), dstate.map(down));
     let grads: Grads<R> = match variant {
         Variant::Tensor => tensor::backward(Call::new(dims, args).packed(), dy, dstate),
@@ -110,26 +112,50 @@ pub(crate) fn backward<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolE
     }
 }
 
-/// Gradients where nothing goes through the state: no tokens, no channels or a state of no width.
+/// Outputs where nothing goes through the state: no tokens, no channels or a state of no width.
+fn nothing<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolElement>(
+    args: SsdArgs<CubeBackend<R, F, I, BT>>,
+    SsdDims { b, h, p, n, .. }: SsdDims,
+) -> SsdOut<CubeBackend<R, F, I, BT>> {
+    let device = args.x.device();
+    // Without tokens the state passes through; else it has no elements.
+    let state = args.state.map_or_else(|| Tensor::zeros([b, h, p, n], (&device, DType::F32)), |state| state.cast(DType::F32));
+    let y = match args.d {
+        Some(d) if n == 0 => skipped(args.x, &d, args.segments.as_ref()),
+        _ => args.x.zeros_like(),
+    };
+    SsdOut { y, state }
+}
+
+/// `d * x`, zero at padding.
+fn skipped<B: Backend>(x: Tensor<B, 4>, d: &Tensor<B, 1>, segments: Option<&Segments<B>>) -> Tensor<B, 4> {
+    let shape = x.dims();
+    if shape.contains(&0) {
+        return x;
+    }
+    let y = x.clone() * d.clone().cast(x.dtype()).reshape([1, 1, shape[2], 1]);
+    match segments {
+        Some(segments) => y.mask_fill(segments.valid().bool_not().unsqueeze_dims::<4>(&[2, 3]).expand(shape), 0.0),
+        None => y,
+    }
+}
+
+/// Gradients of [`nothing`].
 fn empty_grads<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolElement>(
     args: SsdArgs<CubeBackend<R, F, I, BT>>,
     dy: Option<Tensor<CubeBackend<R, F, I, BT>, 4>>,
     dstate: Option<Tensor<CubeBackend<R, F, I, BT>, 4>>,
 ) -> SsdGrads<CubeBackend<R, F, I, BT>> {
-    let [_, _, h, _] = args.x.dims();
-    let dy = match dy {
-        Some(dy) => match &args.segments {
-            Some(segments) => dy.clone().mask_fill(segments.valid().bool_not().unsqueeze_dims::<4>(&[2, 3]).expand(dy.dims()), 0.0),
-            None => dy,
-        },
-        None => args.x.zeros_like(),
-    };
-    let (dx, dd) = match &args.d {
-        Some(d) => (
-            dy.clone() * d.clone().cast(dy.dtype()).reshape([1, 1, h as i32, 1]),
-            Some((dy * args.x.clone()).sum_dim(3).sum_dim(1).sum_dim(0).reshape([h]).cast(d.dtype())),
-        ),
-        None => (args.x.zeros_like(), None),
+    let dims = args.x.dims();
+    let dy = dy.filter(|_| !dims.contains(&0));
+    let (dx, dd) = match (&args.d, dy) {
+        (Some(d), Some(dy)) => {
+            let ones = d.ones_like();
+            let products = skipped(dy.clone() * args.x.clone(), &ones, args.segments.as_ref());
+            let dd = products.sum_dim(3).sum_dim(1).sum_dim(0).reshape([dims[2]]).cast(d.dtype());
+            (skipped(dy, d, args.segments.as_ref()), Some(dd))
+        }
+        (d, _) => (args.x.zeros_like(), d.as_ref().map(Tensor::zeros_like)),
     };
     SsdGrads {
         x: dx,

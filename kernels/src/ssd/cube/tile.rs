@@ -25,13 +25,15 @@ pub(crate) struct Plan {
     pub wn: usize,
     /// There are document boundaries.
     pub segments: bool,
+    /// Unroll loops that only save time so: small devices take long to compile them.
+    pub unroll: bool,
 }
 
 impl Plan {
     pub(super) fn new(q: usize, p: usize, n: usize, segments: bool) -> Self {
         let v = q / COLUMNS;
         let wide = |width: usize| if width.is_multiple_of(v) { v } else { 1 };
-        Self { q, v, wp: wide(p), wn: wide(n), segments }
+        Self { q, v, wp: wide(p), wn: wide(n), segments, unroll: q >= 64 }
     }
 
     /// Vectors from one line of an operand to the next: odd, so that turned stores do not collide.
@@ -74,21 +76,20 @@ pub(super) fn read<F: Numeric, W: Size, V: Size>(
     #[comptime] w: usize,
     #[comptime] v: usize,
 ) -> Vector<f32, V> {
+    // Without branches: what lies outside is read from the matrix's start and dropped.
+    let inside = row < at.rows;
+    let from = at.start + row * at.stride + column;
     let mut out = Vector::<f32, V>::new(0.0f32);
-    if row < at.rows {
-        let from = at.start + row * at.stride + column;
-        if comptime!(w == v) {
-            if column < at.columns {
-                out = Vector::<f32, V>::cast_from(source[from / v]);
-            }
-        } else {
-            #[unroll]
-            for i in 0..v {
-                if column + i < at.columns {
-                    let one = source[from + i];
-                    out[i] = f32::cast_from(one[0]);
-                }
-            }
+    if comptime!(w == v) {
+        let inside = inside && column < at.columns;
+        let found = Vector::<f32, V>::cast_from(source[select(inside, from, at.start) / v]);
+        out = select(inside, found, out);
+    } else {
+        #[unroll]
+        for i in 0..v {
+            let inside = inside && column + i < at.columns;
+            let found = source[select(inside, from + i, at.start)];
+            out[i] = select(inside, f32::cast_from(found[0]), 0.0f32);
         }
     }
     out
@@ -138,7 +139,7 @@ pub(super) fn load<F: Numeric, W: Size, V: Size>(
     #[comptime] plan: Plan,
 ) {
     let across = comptime!(plan.q / plan.v);
-    #[unroll]
+    #[unroll(plan.unroll)]
     for i in 0..comptime!(SLICE * plan.q / plan.v / UNITS) {
         let index = UNIT_POS as usize + i * UNITS;
         let k = index / across;
@@ -168,7 +169,7 @@ pub(super) fn load_turned<F: Numeric, W: Size, V: Size>(
 ) {
     let across = comptime!(plan.q / plan.v);
     // Blocks of v x v; two neighbours along the row share a sector of memory, and 8 stores in a row do not collide.
-    #[unroll]
+    #[unroll(plan.unroll)]
     for i in 0..comptime!(SLICE * plan.q / plan.v / plan.v / UNITS) {
         let index = UNIT_POS as usize + i * UNITS;
         let k = (index % 2 + index / (2 * across) * 2) * plan.v;
