@@ -3,10 +3,13 @@
 use std::fmt;
 
 use serde::Serialize;
-use terrarium::burn::tensor::{DType, Tensor, TensorData};
+use terrarium::burn::tensor::{DType, Int, Tensor, TensorData};
 use terrarium::kernels::attention::{self, AttentionArgs, AttentionMask};
 use terrarium::kernels::causal_conv1d::{self, ConvArgs};
+use terrarium::kernels::cross_entropy::{self, CrossEntropyArgs};
+use terrarium::kernels::cumsum;
 use terrarium::kernels::rms_norm_gated::{self, NormArgs};
+use terrarium::kernels::rms_norm_residual::{self, ResidualNormArgs};
 use terrarium::kernels::selective_scan::{self, ScanArgs};
 use terrarium::kernels::ssd::{self, SsdArgs, SsdOptions};
 use terrarium::kernels::{KernelBackend, Op, linear, path};
@@ -51,6 +54,10 @@ fn compare<B: KernelBackend>(op: Op, noise: &mut Noise<B>) -> Outcome {
         Op::SelectiveScan => scan_difference(noise),
         Op::RmsNormGated => norm_difference(noise),
         Op::Attention => attention_difference(noise),
+        Op::CrossEntropy => cross_entropy_difference(noise),
+        Op::RmsNormResidual => residual_difference(noise),
+        Op::Embedding => embedding_difference(noise),
+        Op::Cumsum => cumsum_difference(noise),
     };
     Outcome { op: op.name(), path: fast, difference, passed: difference <= TOLERANCE }
 }
@@ -125,6 +132,31 @@ fn attention_difference<B: KernelBackend>(noise: &mut Noise<B>) -> f32 {
     difference([(attention::attention(args.clone()), attention::reference::attention(args))])
 }
 
+fn cross_entropy_difference<B: KernelBackend>(noise: &mut Noise<B>) -> f32 {
+    let args = CrossEntropyArgs { logits: noise.tensor([33, 1001]), targets: noise.numbers([33], 1001) };
+    difference([(cross_entropy::cross_entropy(args.clone()), cross_entropy::reference::cross_entropy(args).loss)])
+}
+
+fn residual_difference<B: KernelBackend>(noise: &mut Noise<B>) -> f32 {
+    let args =
+        ResidualNormArgs { x: noise.tensor([2, 33, 96]), residual: noise.tensor([2, 33, 96]), weight: noise.tensor([96]), eps: 1e-5 };
+    let (fast, slow) = (rms_norm_residual::rms_norm_residual(args.clone()), rms_norm_residual::reference::rms_norm_residual(args));
+    difference([(fast.normed, slow.normed), (fast.sum, slow.sum)])
+}
+
+/// The lookup is Burn's; what is ours is its gradient, here against a product with ones where a row was used.
+fn embedding_difference<B: KernelBackend>(noise: &mut Noise<B>) -> f32 {
+    let (ids, dout) = (noise.numbers([2, 65], 17), noise.tensor([2, 65, 33]));
+    let used: Tensor<B, 3> = ids.clone().one_hot::<3>(17).float();
+    let slow = used.reshape([130, 17]).transpose().matmul(dout.clone().reshape([130, 33]));
+    B::embed_backward(ids, 17, dout).map_or(0.0, |fast| difference([(fast, slow)]))
+}
+
+fn cumsum_difference<B: KernelBackend>(noise: &mut Noise<B>) -> f32 {
+    let x: Tensor<B, 3> = noise.tensor([3, 129, 5]);
+    difference([(cumsum::cumsum(x.clone(), 1), cumsum::reference::cumsum(x, false))])
+}
+
 /// Largest absolute difference over the largest absolute value; infinite where a value is no number.
 fn difference<B: KernelBackend, const D: usize, const N: usize>(pairs: [(Tensor<B, D>, Tensor<B, D>); N]) -> f32 {
     let mut worst = 0.0_f32;
@@ -149,6 +181,12 @@ impl<B: KernelBackend> Noise<B> {
     fn tensor<const D: usize>(&mut self, shape: [usize; D]) -> Tensor<B, D> {
         let values: Vec<f32> = (0..shape.iter().product()).map(|_| self.next()).collect();
         Tensor::from_data(TensorData::new(values, shape), (&self.device, DType::F32))
+    }
+
+    /// Whole numbers below `end`.
+    fn numbers<const D: usize>(&mut self, shape: [usize; D], end: usize) -> Tensor<B, D, Int> {
+        let values: Vec<i32> = (0..shape.iter().product()).map(|_| ((self.next() + 1.0) / 2.0 * end as f32) as i32).collect();
+        Tensor::from_data(TensorData::new(values, shape), &self.device)
     }
 
     fn next(&mut self) -> f32 {
