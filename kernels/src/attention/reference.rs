@@ -5,8 +5,6 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Int, Tensor, TensorData};
 
 use super::AttentionArgs;
-#[cfg(feature = "_cube")]
-use super::AttentionGrads;
 
 /// Stands for minus infinity: finite, so that a row with nothing to see gives numbers (blanked below), not NaN.
 const HIDDEN: f32 = -1e30;
@@ -20,7 +18,7 @@ pub fn attention<B: Backend>(args: AttentionArgs<B>) -> Tensor<B, 4> {
 }
 
 /// Softmax of the scores, `[b, h, l, s]` in float32.
-fn weights<B: Backend>(args: &AttentionArgs<B>) -> Tensor<B, 4> {
+pub(super) fn weights<B: Backend>(args: &AttentionArgs<B>) -> Tensor<B, 4> {
     let [b, h, l, p] = args.q.dims();
     let [_, g, s, _] = args.k.dims();
     // Query heads of a group share its keys: fold them into the rows instead of repeating the keys.
@@ -31,7 +29,7 @@ fn weights<B: Backend>(args: &AttentionArgs<B>) -> Tensor<B, 4> {
 }
 
 /// Zero at padding queries.
-fn blank<B: Backend>(out: Tensor<B, 4>, args: &AttentionArgs<B>) -> Tensor<B, 4> {
+pub(super) fn blank<B: Backend>(out: Tensor<B, 4>, args: &AttentionArgs<B>) -> Tensor<B, 4> {
     let [b, h, l, p] = out.dims();
     match args.mask.ids() {
         Some(ids) if ids.queries.contains(&-1) => {
@@ -40,23 +38,4 @@ fn blank<B: Backend>(out: Tensor<B, 4>, args: &AttentionArgs<B>) -> Tensor<B, 4>
         }
         _ => out,
     }
-}
-
-/// Gradients of [`attention`], for shapes that a kernel declines inside a backward pass.
-#[cfg(feature = "_cube")]
-pub(crate) fn attention_backward<B: Backend>(args: AttentionArgs<B>, dout: Tensor<B, 4>) -> AttentionGrads<B> {
-    let [b, h, l, p] = args.q.dims();
-    let [_, g, s, _] = args.k.dims();
-    let dtype = args.q.dtype();
-    let rows = |tensor: Tensor<B, 4>, width| tensor.cast(DType::F32).reshape([b, g, h / g * l, width]);
-    let weights = rows(weights(&args), s);
-    let dout = rows(blank(dout, &args), p);
-    let [q, k, v] = [rows(args.q, p), args.k.cast(DType::F32), args.v.cast(DType::F32)];
-    let dv = weights.clone().swap_dims(2, 3).matmul(dout.clone());
-    let dweights = dout.matmul(v.swap_dims(2, 3));
-    let mean = (dweights.clone() * weights.clone()).sum_dim(3);
-    let dscores = weights * (dweights - mean) * args.scale;
-    let dq = dscores.clone().matmul(k).reshape([b, h, l, p]);
-    let dk = dscores.swap_dims(2, 3).matmul(q);
-    AttentionGrads { q: dq.cast(dtype), k: dk.cast(dtype), v: dv.cast(dtype) }
 }

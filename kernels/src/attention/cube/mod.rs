@@ -11,6 +11,7 @@
 
 mod decode;
 mod mma;
+mod plain;
 pub(super) mod plan;
 mod row_sums;
 mod shared;
@@ -223,6 +224,6 @@ pub(crate) fn backward<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolE
             let [q, k, v] = grads.map(up::<Back<R, F, I, BT>, 4>);
             AttentionGrads { q, k, v }
         }
-        None => reference::attention_backward(args, dout),
+        None => plain::attention_backward(args, dout),
     }
 }

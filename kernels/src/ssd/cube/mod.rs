@@ -1,5 +1,13 @@
 //! CubeCL kernels: [`portable`] for any device, [`tensor`] where there are tensor cores.
 
+#![allow(
+    clippy::collapsible_if,
+    clippy::if_same_then_else,
+    clippy::manual_is_multiple_of,
+    clippy::result_large_err,
+    reason = "kernels are a subset of Rust: what is known when they are compiled stands in conditions of its own"
+)]
+
 mod call;
 mod gradients;
 mod output;
