@@ -238,7 +238,7 @@ impl<'a, B: KernelBackend> Session<'a, B> {
             let copy = clock.time(|| drop(tensor.clone().mul_scalar(1.5)));
             let [a, b] = [0, 1].map(|_| source.normal([side, side]));
             let product = clock.time(|| drop(a.clone().matmul(b.clone())));
-            ((8 * copied) as f64 / copy.ms / 1e9, 2.0 * (side as f64).powi(3) / product.ms / 1e9)
+            (8.0 * copied as f64 / copy.ms / 1e9, 2.0 * (side as f64).powi(3) / product.ms / 1e9)
         }));
         (machine.copy_tbs, machine.matmul_tflops) = rates.ok().unzip();
         machine

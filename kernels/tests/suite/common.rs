@@ -33,14 +33,6 @@ pub fn halves() -> Vec<(DType, f64)> {
         Vec::new()
     }
 }
-/// Half-precision types that work, and the error of rounding to each.
-pub const HALVES: &[(DType, f64)] = if HALF {
-    &[(DType::BF16, 4.1e-3), (DType::F16, 5.1e-4)]
-} else if cfg!(feature = "vulkan") {
-    &[(DType::F16, 5.1e-4)]
-} else {
-    &[]
-};
 
 /// Relative to the largest value. NdArray's vector reciprocals and a GPU's exponentials are approximations.
 pub const TOLERANCE: f64 = if cfg!(any(feature = "ndarray", feature = "vulkan", feature = "cuda")) { 5e-5 } else { 1e-5 };

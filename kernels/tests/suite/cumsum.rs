@@ -85,7 +85,7 @@ fn nothing_sums_to_nothing() {
 
 #[test]
 fn half_precision_sums_are_rounded_once() {
-    for &(dtype, tolerance) in HALVES {
+    for (dtype, tolerance) in halves() {
         for case in [SumCase { outer: 2, n: 200, inner: 1 }, SumCase { outer: 1, n: 200, inner: 3 }] {
             close_lists(&format!("{dtype:?}"), &outputs(&case, &Way::Public, dtype), &case.scalar(&case.inputs()), tolerance);
         }

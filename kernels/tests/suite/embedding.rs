@@ -99,7 +99,7 @@ fn results_do_not_depend_on_threads() {
 
 #[test]
 fn half_precision_gradients_are_rounded_once() {
-    for &(dtype, tolerance) in HALVES {
+    for (dtype, tolerance) in halves() {
         let case = TableCase { b: 1, l: 150, v: 20, d: 16, common: 3 };
         let want = gradients(&case, &Way::Reference, DType::F32, &[0]);
         close_bags(&format!("{dtype:?}"), &gradients(&case, &Way::Public, dtype, &[0]), &want, 2.0 * tolerance);

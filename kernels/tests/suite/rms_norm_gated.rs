@@ -132,7 +132,7 @@ fn an_empty_batch_is_left_alone() {
 
 #[test]
 fn half_precision_inputs_round_only_the_output() {
-    for &(dtype, tolerance) in HALVES {
+    for (dtype, tolerance) in halves() {
         let case = NormCase { b: 2, l: 9, e: 40, groups: 2, gated: true };
         close_lists(&format!("{dtype:?}"), &outputs(&case, &Way::Public, dtype), &case.scalar(&case.inputs()), tolerance);
         let want = gradients(&case, &Way::Reference, DType::F32, &[0]);

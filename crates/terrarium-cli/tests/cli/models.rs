@@ -167,7 +167,8 @@ fn fused_kernels_are_promised_only_where_they_are() {
         .as_array()
         .unwrap()
         .iter()
-        .filter(|path| path["path"] == "reference")
+        // No model runs a running sum.
+        .filter(|path| path["path"] == "reference" && path["op"] != "cumsum")
         .filter_map(|path| path["op"].as_str())
         .collect();
     let ran = run(&["generate", "--model", model, "--prompt", "The fox", "-n", "2", "--kernel", "fused"]);
