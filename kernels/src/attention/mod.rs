@@ -171,6 +171,9 @@ pub fn attention<B: KernelBackend>(args: AttentionArgs<B>) -> Tensor<B, 4> {
     if let Err(error) = args.check() {
         panic!("{error}");
     }
+    if args.q.shape().num_elements() == 0 {
+        return args.q;
+    }
     announce::<B>(Op::Attention, args.q.dtype());
     <B as KernelBackend>::attention(args)
 }

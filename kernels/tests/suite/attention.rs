@@ -217,6 +217,24 @@ fn inputs_may_be_views() {
 }
 
 #[test]
+fn nothing_gives_nothing() {
+    for [b, l] in [[0, 3], [2, 0]] {
+        let device = Default::default();
+        let [q, k] = [[b, 6, l, 5], [b, 2, l, 5]].map(|shape| Tensor::<Plain, 4>::empty(shape, &device));
+        let out = attention(AttentionArgs { q, k: k.clone(), v: k, scale: 1.0, mask: AttentionMask::causal(l, l) });
+        assert_eq!(out.dims(), [b, 6, l, 5]);
+    }
+}
+
+#[test]
+fn heads_wider_than_the_kernels_have_gradients() {
+    let case = AttentionCase { b: 1, h: 2, g: 1, p: 260, ..AttentionCase::new(3, 4) };
+    // CUDA rounds the factors of float32 products.
+    let tolerance = if cfg!(feature = "cuda") { 1e-2 } else { 2.0 * TOLERANCE };
+    close_bags("260", &gradients(&case, &Way::Public, DType::F32, &[0]), &case.scalar_gradients(), tolerance);
+}
+
+#[test]
 fn gradients_agree_with_differences() {
     for case in [AttentionCase { p: 2, ..AttentionCase::new(4, 6).documents() }, AttentionCase { p: 3, ..AttentionCase::new(3, 3) }] {
         check_differences(&case, WAYS, 1);

@@ -27,7 +27,7 @@ use crate::cube::{Device, array, empty};
 /// Elements of a 16-byte vector.
 pub(super) const VECTOR: usize = 8;
 
-/// How a kernel cuts its work, chosen so that no register spills on sm_80 and sm_90.
+/// How a kernel cuts its work, chosen so that (next to) no register spills on sm_80 and sm_90.
 struct Cut {
     /// 16-row blocks of a plane.
     blocks: usize,
