@@ -3,6 +3,7 @@
 use burn::tensor::{DType, Tensor};
 use terrarium_kernels::KernelBackend;
 use terrarium_kernels::attention::{AttentionArgs, AttentionMask, SlotIds, attention, reference};
+use terrarium_kernels::path::{Op, fused};
 
 use crate::common::*;
 
@@ -268,10 +269,11 @@ fn half_precision_inputs_keep_their_dtype() {
 
 #[test]
 fn half_precision_is_as_good_as_its_rounding() {
-    if !HALF {
-        return;
-    }
     for (dtype, tolerance) in [(DType::BF16, 2e-2), (DType::F16, 4e-3)] {
+        // The reference rounds the scores as well.
+        if !HALF || fused::<Plain>(Op::Attention, dtype).is_none() {
+            continue;
+        }
         for case in wide_cases() {
             let what = format!("{dtype:?} {case:?}");
             close_lists(&what, &outputs(&case, &Way::Public, dtype), &case.scalar(&case.inputs()), tolerance);
