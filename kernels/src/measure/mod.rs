@@ -1,6 +1,6 @@
 //! Measures the operations: right first, then how fast.
 //!
-//! Every case of the table ([`cases`]) is one operation at one shape. It is checked against float64 arithmetic on the host
+//! Every case of the table (`table.rs`) is one operation at one shape. It is checked against float64 arithmetic on the host
 //! on the very shape that is timed (a part of it, where the whole would take too long), and timed only if it is right.
 //!
 //! # What the numbers mean
