@@ -44,6 +44,17 @@ impl<B: Backend> Source<'_, B> {
         self.uniform32(shape, -3.0 * LN_10, -LN_10).exp()
     }
 
+    /// Row numbers below `v`, in no order.
+    pub fn ids(&self, count: usize, v: usize) -> Vec<i32> {
+        let mut state = 1u64;
+        (0..count)
+            .map(|_| {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                ((state >> 33) % v as u64) as i32
+            })
+            .collect()
+    }
+
     /// `tensor` where every index lies in its range, zero elsewhere.
     pub fn only<const D: usize>(&self, tensor: Tensor<B, D>, ranges: [Range<usize>; D]) -> Tensor<B, D> {
         let shape = tensor.dims();

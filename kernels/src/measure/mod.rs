@@ -14,7 +14,8 @@
 //!     `6 h p n`. Backward: 2.5 times that.
 //!   - `selective_scan`: `9 e n` per token. Backward: 2.5 times that.
 //!   - `attention`: `4 l s p h` over two, for the causal half. Backward: 2.5 times that.
-//!   - `causal_conv1d`: `2 k` per element. Backward: 2 times that. `rms_norm_gated`: 8 per element. Backward: 2 times that.
+//!   - `causal_conv1d`: `2 k` per element. Backward: 2 times that. `rms_norm_gated`: 8 per element, `rms_norm_residual`: 5. Backward: 2 times
+//!     that. `cross_entropy`: 4 per logit each way. `embedding_backward` and `cumsum`: 1 per element.
 //! - *ceilings*: the rates of a copy and of a matrix product, measured in the same run with plain Burn operations.
 
 mod clock;

@@ -3,12 +3,12 @@
 use burn::tensor::DType;
 
 use super::data::Documents::{One, Packed, Ragged};
-use super::subjects::{Attention, Conv, Norm, Scan, Ssd};
+use super::subjects::{Attention, Conv, CrossEntropy, EmbeddingBackward, Norm, ResidualNorm, RunningSum, Scan, Ssd};
 use super::{Case, Size};
 use crate::KernelBackend;
 
 /// Names that `--op` takes.
-pub(super) const OPS: [&str; 10] = [
+pub(super) const OPS: [&str; 14] = [
     "ssd",
     "ssd_step",
     "selective_scan",
@@ -17,8 +17,12 @@ pub(super) const OPS: [&str; 10] = [
     "causal_conv1d_step",
     "rms_norm_gated",
     "rms_norm",
+    "rms_norm_residual",
     "attention",
     "attention_step",
+    "cross_entropy",
+    "embedding_backward",
+    "cumsum",
 ];
 
 /// The table for a size.
@@ -57,6 +61,18 @@ impl<B: KernelBackend> Table<B> {
         Norm { b, l, e, groups: 1, dtype: self.dtype, gate: true }
     }
 
+    fn residual(&self, b: usize, l: usize, d: usize) -> ResidualNorm {
+        ResidualNorm { b, l, d, dtype: self.dtype, residual: self.dtype }
+    }
+
+    fn loss(&self, rows: usize, v: usize) -> CrossEntropy {
+        CrossEntropy { rows, v, dtype: self.dtype }
+    }
+
+    fn embedding(&self, tokens: usize, v: usize, d: usize) -> EmbeddingBackward {
+        EmbeddingBackward { tokens, v, d, dtype: self.dtype }
+    }
+
     fn attention(&self, b: usize, l: usize, h: usize, p: usize) -> Attention {
         Attention { b, l, s: l, h, g: h, p, dtype: self.dtype, documents: One }
     }
@@ -84,6 +100,10 @@ impl<B: KernelBackend> Table<B> {
         self.add([norm, Norm { groups: 4, ..norm }, Norm { gate: false, ..norm }]);
         let attention = self.attention(2, 70, 4, 16);
         self.add([attention, Attention { g: 2, documents: Packed, ..attention }, Attention { l: 1, ..attention }]);
+        self.add([self.residual(2, 9, 64), ResidualNorm { residual: DType::F32, ..self.residual(1, 5, 33) }]);
+        self.add([self.loss(5, 131)]);
+        self.add([self.embedding(70, 19, 24)]);
+        self.add([RunningSum { outer: 3, n: 130, inner: 5 }, RunningSum { outer: 2, n: 70, inner: 1 }]);
     }
 
     fn cpu(&mut self) {
@@ -100,6 +120,10 @@ impl<B: KernelBackend> Table<B> {
         let attention = self.attention(1, 512, 9, 64);
         self.add([Attention { g: 3, ..attention }, Attention { l: 2048, s: 2048, g: 3, ..attention }]);
         self.add([Attention { l: 1, s: 4096, g: 3, ..attention }]);
+        self.add([self.residual(1, 512, 768)]);
+        self.add([self.loss(256, 50288)]);
+        self.add([self.embedding(512, 50288, 768)]);
+        self.add([RunningSum { outer: 1, n: 2048, inner: 24 }]);
     }
 
     fn gpu(&mut self) {
@@ -146,5 +170,11 @@ impl<B: KernelBackend> Table<B> {
         let attention = self.attention(32, 2048, 32, 64);
         self.add([Attention { g: 8, ..attention }, Attention { documents: Packed, ..attention }]);
         self.add([(1, 2048), (16, 2048), (1, 16384)].map(|(b, s)| Attention { b, l: 1, s, ..attention }));
+
+        let residual = self.residual(32, 2048, 2048);
+        self.add([residual, ResidualNorm { d: 768, ..residual }, ResidualNorm { residual: DType::F32, ..residual }]);
+        self.add([self.loss(TOKENS, 50288), self.loss(16384, 128256), self.loss(8192, 50288)]);
+        self.add([self.embedding(TOKENS, 50288, 2048), self.embedding(TOKENS, 50288, 768)]);
+        self.add([(32, 2048, 32), (1, TOKENS, 32), (65536, 2048, 1)].map(|(outer, n, inner)| RunningSum { outer, n, inner }));
     }
 }

@@ -2,7 +2,11 @@
 
 mod attention;
 mod causal_conv1d;
+mod cross_entropy;
+mod cumsum;
+mod embedding;
 mod rms_norm_gated;
+mod rms_norm_residual;
 mod selective_scan;
 mod ssd;
 
@@ -13,7 +17,11 @@ use crate::{KernelBackend, Op};
 
 pub(super) use attention::Attention;
 pub(super) use causal_conv1d::Conv;
+pub(super) use cross_entropy::CrossEntropy;
+pub(super) use cumsum::RunningSum;
+pub(super) use embedding::EmbeddingBackward;
 pub(super) use rms_norm_gated::Norm;
+pub(super) use rms_norm_residual::ResidualNorm;
 pub(super) use selective_scan::Scan;
 pub(super) use ssd::Ssd;
 
