@@ -18,6 +18,7 @@
 //!
 //! The letters are used with the same meaning in every crate of the workspace.
 
+pub mod adamw;
 pub mod attention;
 pub mod autodiff;
 pub mod backend;
@@ -37,6 +38,7 @@ pub mod rms_norm_gated;
 pub mod rms_norm_residual;
 pub mod segments;
 pub mod selective_scan;
+pub mod split;
 pub mod ssd;
 
 pub use backend::{KernelBackend, TrainBackend};

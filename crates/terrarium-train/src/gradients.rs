@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use burn::module::{ModuleVisitor, Param};
 use burn::tensor::Tensor;
 use burn::tensor::backend::{AutodiffBackend, Backend};
+use terrarium_kernels::KernelBackend;
 use terrarium_models::Decoder;
 use terrarium_models::params::PathTracker;
 
@@ -31,7 +32,7 @@ pub enum Norm {
     NotFinite(String),
 }
 
-impl<B: Backend> Gradients<B> {
+impl<B: KernelBackend> Gradients<B> {
     /// Adds what one backward pass left for the parameters of `model`.
     pub fn add<A>(&mut self, model: &Decoder<A>, grads: A::Gradients)
     where
@@ -92,8 +93,8 @@ impl<B: Backend> Gradients<B> {
             }
             squares
         } else {
-            let squares: Vec<Tensor<B, 1>> = self.tensors.values().map(|grad| (grad.clone() * grad.clone()).sum()).collect();
-            Tensor::cat(squares, 0).into_data().iter::<f64>().collect()
+            let all: Vec<Tensor<B, 1>> = self.tensors.values().cloned().collect();
+            B::square_sums(&all)
         };
         match self.tensors.keys().zip(&squares).find(|(_, square)| !square.is_finite()) {
             Some((path, _)) => Norm::NotFinite(path.clone()),

@@ -6,6 +6,7 @@
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Tensor, TensorData};
 use rayon::prelude::*;
+use terrarium_kernels::adamw::{AdamWArgs, AdamWFactors, AdamWOut};
 
 /// Numbers per task. Sums are made per chunk and added in order, so that they do not depend on the number of threads.
 const CHUNK: usize = 1 << 15;
@@ -15,32 +16,9 @@ pub(crate) fn is_host<B: Backend>(device: &B::Device) -> bool {
     matches!(B::name(device).as_str(), "flex" | "ndarray")
 }
 
-/// Factors of one AdamW update.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Factors {
-    /// Of the gradient (clipping).
-    pub grad: f32,
-    /// Decay rates of the moments, and what is left to one.
-    pub first: (f32, f32),
-    /// As `first`.
-    pub second: (f32, f32),
-    /// Of the root of the second moment.
-    pub root: f32,
-    /// Added to it.
-    pub eps: f32,
-    /// Of the quotient of the moments.
-    pub step: f32,
-    /// Of the value (weight decay).
-    pub keep: f32,
-}
-
 /// The new value, first and second moment of one parameter. Memory is reused where nobody else holds it.
-pub(crate) fn adamw<B: Backend>(
-    value: Tensor<B, 1>,
-    grad: Tensor<B, 1>,
-    moments: Option<(Tensor<B, 1>, Tensor<B, 1>)>,
-    factors: Factors,
-) -> (Tensor<B, 1>, Tensor<B, 1>, Tensor<B, 1>) {
+pub(crate) fn adamw<B: Backend>(args: AdamWArgs<B>) -> AdamWOut<B> {
+    let AdamWArgs { value, grad, moments, factors } = args;
     let device = value.device();
     let zeros = |grad: &Tensor<B, 1>| TensorData::zeros::<f32, _>(grad.dims());
     let (mut first, mut second) = match moments {
@@ -48,7 +26,7 @@ pub(crate) fn adamw<B: Backend>(
         None => (zeros(&grad), zeros(&grad)),
     };
     let (mut value, mut grad) = (float(value), float(grad));
-    let Factors { grad: clip, first: (b1, c1), second: (b2, c2), root, eps, step, keep } = factors;
+    let AdamWFactors { clip, first: (b1, c1), second: (b2, c2), root, eps, step, keep } = factors;
     slice(&mut value)
         .par_chunks_mut(CHUNK)
         .zip(slice(&mut grad).par_chunks_mut(CHUNK))
@@ -63,7 +41,7 @@ pub(crate) fn adamw<B: Backend>(
             }
         });
     let back = |data: TensorData| Tensor::from_data(data, (&device, DType::F32));
-    (back(value), back(first), back(second))
+    AdamWOut { value: back(value), first: back(first), second: back(second) }
 }
 
 /// The tensor, and the sum of the squares of its numbers.

@@ -9,6 +9,8 @@ use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Tensor, TensorData};
 use serde::Serialize;
+use terrarium_kernels::KernelBackend;
+use terrarium_kernels::adamw::{AdamWArgs, AdamWFactors, AdamWOut};
 use terrarium_models::params::PathTracker;
 
 use crate::config::TrainConfig;
@@ -121,7 +123,7 @@ pub(crate) fn count(n: usize) -> String {
     }
 }
 
-impl<B: Backend> AdamW<B> {
+impl<B: KernelBackend> AdamW<B> {
     /// An optimiser before its first step.
     pub fn new(config: AdamWConfig) -> Self {
         Self { config, step: 0, moments: BTreeMap::new() }
@@ -145,28 +147,17 @@ impl<B: Backend> AdamW<B> {
         let step = pace.lr / correct(b1);
         let keep = if decay { 1.0 - pace.lr * weight_decay } else { 1.0 };
         let before = self.moments.remove(path);
-        let (value, first, second) = if pace.host {
-            let factors = host::Factors {
-                grad: pace.clip as f32,
-                first: (b1 as f32, (1.0 - b1) as f32),
-                second: (b2 as f32, (1.0 - b2) as f32),
-                root: root as f32,
-                eps: eps as f32,
-                step: step as f32,
-                keep: keep as f32,
-            };
-            host::adamw(value, grad, before.map(|moments| (moments.first, moments.second)), factors)
-        } else {
-            let grad = grad * pace.clip;
-            let squared = grad.clone() * grad.clone() * (1.0 - b2);
-            let scaled = grad * (1.0 - b1);
-            let (first, second) = match before {
-                Some(before) => (before.first * b1 + scaled, before.second * b2 + squared),
-                None => (scaled, squared),
-            };
-            let change = first.clone() / (second.clone().sqrt() * root + eps) * step;
-            (value * keep - change, first, second)
+        let factors = AdamWFactors {
+            clip: pace.clip as f32,
+            first: (b1 as f32, (1.0 - b1) as f32),
+            second: (b2 as f32, (1.0 - b2) as f32),
+            root: root as f32,
+            eps: eps as f32,
+            step: step as f32,
+            keep: keep as f32,
         };
+        let args = AdamWArgs { value, grad, moments: before.map(|moments| (moments.first, moments.second)), factors };
+        let AdamWOut { value, first, second } = if pace.host { host::adamw(args) } else { B::adamw(args) };
         self.moments.insert(path.to_string(), Moments { first, second });
         value
     }
@@ -207,7 +198,7 @@ impl<B: Backend> AdamW<B> {
 }
 
 /// Walks the model once, updating in place.
-struct Update<'a, B: Backend> {
+struct Update<'a, B: KernelBackend> {
     optim: &'a mut AdamW<B>,
     grads: Gradients<B>,
     lr: f64,
@@ -215,7 +206,7 @@ struct Update<'a, B: Backend> {
     tracker: PathTracker,
 }
 
-impl<A: AutodiffBackend> ModuleMapper<A> for Update<'_, A::InnerBackend> {
+impl<A: AutodiffBackend<InnerBackend: KernelBackend>> ModuleMapper<A> for Update<'_, A::InnerBackend> {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<A, D>>) -> Param<Tensor<A, D>> {
         let path = self.tracker.path();
         let Some(grad) = self.grads.remove(&path) else { return param };

@@ -8,6 +8,7 @@ use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{DType, Int, Tensor};
 
 use crate::Op;
+use crate::adamw::{self, AdamWArgs, AdamWOut};
 use crate::attention::{self, AttentionArgs, AttentionGrads};
 use crate::causal_conv1d::{self, ConvArgs, ConvGrads, ConvOut};
 use crate::cross_entropy::{self, CrossEntropyArgs, CrossEntropyOut};
@@ -151,6 +152,21 @@ pub trait KernelBackend: Backend {
     /// `x [rows, in]`, `weight [out, in]` -> `[rows, out]`; see [`crate::linear::linear`].
     fn linear(x: Tensor<Self, 2>, weight: Tensor<Self, 2>) -> Tensor<Self, 2> {
         crate::linear::reference::linear(x, weight)
+    }
+
+    /// See [`crate::split::split`].
+    fn split(x: Tensor<Self, 3>, widths: &[usize]) -> Vec<Tensor<Self, 3>> {
+        crate::split::views(&x, widths)
+    }
+
+    /// One step of the optimiser; see [`crate::adamw`].
+    fn adamw(args: AdamWArgs<Self>) -> AdamWOut<Self> {
+        adamw::reference::adamw(args)
+    }
+
+    /// Sum of the squares of each of `tensors`, on the host.
+    fn square_sums(tensors: &[Tensor<Self, 1>]) -> Vec<f64> {
+        adamw::reference::square_sums(tensors)
     }
 }
 

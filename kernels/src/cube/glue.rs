@@ -5,11 +5,12 @@ use burn::tensor::{DType, Int, Tensor};
 use burn_cubecl::element::BoolElement;
 use burn_cubecl::{CubeBackend, CubeRuntime, FloatElement, IntElement};
 
-use super::NAME;
+use super::{NAME, down, up};
+use crate::adamw::{self, AdamWArgs, AdamWOut};
 use crate::attention::{self, AttentionArgs, AttentionGrads};
 use crate::causal_conv1d::{self, ConvArgs, ConvGrads, ConvOut};
 use crate::cross_entropy::{self, CrossEntropyArgs, CrossEntropyOut};
-use crate::path::fused;
+use crate::path::{KernelChoice, choice, fused};
 use crate::rms_norm_gated::{self, NormArgs, NormGrads};
 use crate::rms_norm_residual::{self, ResidualNormArgs, ResidualNormGrads, ResidualNormKept, ResidualNormOut};
 use crate::selective_scan::{self, ScanArgs, ScanGrads, ScanOut};
@@ -154,5 +155,17 @@ where
 
     fn cross_entropy_backward(args: CrossEntropyArgs<Self>, log_sum: Tensor<Self, 1>, dloss: Tensor<Self, 1>) -> Option<Tensor<Self, 2>> {
         fused::<Self>(Op::CrossEntropy, args.logits.dtype()).map(|_| cross_entropy::cube::backward(args, log_sum, dloss))
+    }
+
+    fn split(x: Tensor<Self, 3>, widths: &[usize]) -> Vec<Tensor<Self, 3>> {
+        super::split(&down(x), widths).into_iter().map(up).collect()
+    }
+
+    fn adamw(args: AdamWArgs<Self>) -> AdamWOut<Self> {
+        if choice() == KernelChoice::Reference { adamw::reference::adamw(args) } else { adamw::cube::adamw(args) }
+    }
+
+    fn square_sums(tensors: &[Tensor<Self, 1>]) -> Vec<f64> {
+        if choice() == KernelChoice::Reference { adamw::reference::square_sums(tensors) } else { adamw::cube::square_sums(tensors) }
     }
 }

@@ -3,6 +3,7 @@
 //!
 //! The backend is the one that the cargo features pick in [`common`].
 
+mod adamw;
 mod attention;
 mod causal_conv1d;
 mod common;
@@ -14,4 +15,5 @@ mod path;
 mod rms_norm_gated;
 mod rms_norm_residual;
 mod selective_scan;
+mod split;
 mod ssd;

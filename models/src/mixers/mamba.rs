@@ -16,6 +16,7 @@ use burn::tensor::backend::Backend;
 use terrarium_kernels::KernelBackend;
 use terrarium_kernels::causal_conv1d::{ConvArgs, causal_conv1d};
 use terrarium_kernels::selective_scan::{ScanArgs, selective_scan};
+use terrarium_kernels::split::split;
 
 use super::{Conv1d, Parameters, linear_specs};
 use crate::cache::Carried;
@@ -121,9 +122,9 @@ impl<B: KernelBackend> Mamba<B> {
     pub fn forward(&self, x: Tensor<B, 3>, cache: Option<MambaCache<B>>, sequence: &Sequence<B>) -> (Tensor<B, 3>, MambaCache<B>) {
         let MambaConfig { inner: e, state: n, dt_rank: r, .. } = self.config;
         let (conv_state, ssm_state) = cache.map(|cache| (cache.conv, cache.ssm)).unzip();
-        let projected = self.in_proj.forward(x); // [b, l, 2 e]
+        let [x, z] = split(self.in_proj.forward(x), [e, e]);
         let convolved = causal_conv1d(ConvArgs {
-            x: projected.clone().narrow(2, 0, e),
+            x,
             weight: self.conv1d.weight.val(),
             bias: self.conv1d.bias.as_ref().map(Param::val),
             state: conv_state,
@@ -131,16 +132,15 @@ impl<B: KernelBackend> Mamba<B> {
             silu: true,
         });
         let u = convolved.y; // [b, l, e]
-        let selected = self.x_proj.forward(u.clone()); // [b, l, r + 2 n]
-        let part = |start: usize, width: usize| selected.clone().narrow(2, start, width);
+        let [step, keys, queries] = split(self.x_proj.forward(u.clone()), [r, n, n]);
         let scanned = selective_scan(ScanArgs {
             u,
-            delta: self.dt_proj.forward_unbiased(part(0, r)),
+            delta: self.dt_proj.forward_unbiased(step),
             a: -self.a_log.val().exp(),
-            b: part(r, n),
-            c: part(r + n, n),
+            b: keys,
+            c: queries,
             d: Some(self.d.val()),
-            z: Some(projected.narrow(2, e, e)),
+            z: Some(z),
             delta_bias: self.dt_proj.bias.as_ref().map(Param::val),
             state: ssm_state,
             segments: sequence.segments().cloned(),

@@ -16,6 +16,7 @@ use burn::tensor::backend::Backend;
 use terrarium_kernels::KernelBackend;
 use terrarium_kernels::causal_conv1d::{ConvArgs, causal_conv1d};
 use terrarium_kernels::rms_norm_gated::{NormArgs, rms_norm_gated};
+use terrarium_kernels::split::split;
 use terrarium_kernels::ssd::{SsdArgs, SsdOptions, ssd};
 
 use super::{Conv1d, Parameters, linear_specs};
@@ -143,9 +144,7 @@ impl<B: KernelBackend> Mamba2<B> {
         let (conv_state, ssm_state) = cache.map(|cache| (cache.conv, cache.ssm)).unzip();
 
         let projected = self.in_proj.forward(x); // [b, l, e + conv + h]
-        let z = projected.clone().narrow(2, 0, e);
-        let xbc = projected.clone().narrow(2, e, conv);
-        let dt = projected.narrow(2, e + conv, h);
+        let [z, xbc, dt] = split(projected, [e, conv, h]);
 
         let convolved = causal_conv1d(ConvArgs {
             x: xbc,
@@ -155,13 +154,13 @@ impl<B: KernelBackend> Mamba2<B> {
             segments: sequence.segments().cloned(),
             silu: true,
         });
-        let part = |start: usize, width: usize| convolved.y.clone().narrow(2, start, width);
+        let [u, keys, queries] = split(convolved.y, [e, g * n, g * n]);
         let scanned = ssd(SsdArgs {
-            x: part(0, e).reshape([b, l, h, p]),
+            x: u.reshape([b, l, h, p]),
             dt,
             a: -self.a_log.val().exp(),
-            b: part(e, g * n).reshape([b, l, g, n]),
-            c: part(e + g * n, g * n).reshape([b, l, g, n]),
+            b: keys.reshape([b, l, g, n]),
+            c: queries.reshape([b, l, g, n]),
             d: Some(self.d.val()),
             dt_bias: Some(self.dt_bias.val()),
             state: ssm_state,

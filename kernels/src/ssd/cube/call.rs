@@ -73,6 +73,20 @@ impl<R: CubeRuntime> Call<R> {
         }
     }
 
+    /// As [`Call::packed`], but `x`, `b` and `c` may stay views.
+    pub(super) fn aligned(self) -> Self {
+        let dtype = self.x.dtype();
+        let same = |tensor: CubeTensor<R>| if tensor.dtype() == dtype { tensor } else { packed(cast(tensor, dtype)) };
+        Self {
+            b: same(self.b),
+            c: same(self.c),
+            dt: packed(self.dt),
+            d: self.d.map(|d| flat_f32(&d)),
+            state: self.state.map(|state| flat_f32(&state)),
+            ..self
+        }
+    }
+
     /// Everything packed; `b` and `c` in the dtype of `x`, `d` and the state in float32.
     pub(super) fn packed(self) -> Self {
         let dtype = self.x.dtype();

@@ -87,7 +87,7 @@ pub(crate) fn forward<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolEl
         };
     }
     let (y, state) = match variant {
-        Variant::Tensor => tensor::forward(call.packed()),
+        Variant::Tensor => tensor::forward(call.aligned()),
         _ => portable::forward(call.packed()),
     };
     SsdOut { y: up(y), state: up(state) }
@@ -105,7 +105,7 @@ pub(crate) fn backward<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolE
     let variant = Variant::of(&args, dims);
     let (dy, dstate) = (dy.map(down), dstate.map(down));
     let grads: Grads<R> = match variant {
-        Variant::Tensor => tensor::backward(Call::new(dims, args).packed(), dy, dstate),
+        Variant::Tensor => tensor::backward(Call::new(dims, args).aligned(), dy, dstate),
         _ => portable::backward(Call::new(dims, args).packed(), dy, dstate),
     };
     SsdGrads {

@@ -51,8 +51,11 @@ impl<R: CubeRuntime> Strided<R> {
     fn of(tensor: CubeTensor<R>) -> Self {
         let [_, l, heads, width] = tensor.shape().dims::<4>();
         let strides = tensor.meta.strides();
-        let even = strides[3] == 1 && strides[2] == width && strides[1] % 8 == 0 && strides[0] == l * strides[1];
-        if even && strides[1] >= heads * width {
+        let start = tensor.handle.offset_start.unwrap_or(0);
+        let even = strides[3] == 1 && (heads == 1 || strides[2] == width) && strides[1] % 8 == 0 && strides[0] == l * strides[1];
+        // Vectors are addressed with 32 bits.
+        let short = u32::try_from(tensor.shape().dims::<4>()[0] * l * strides[1] / 8).is_ok();
+        if even && short && start.is_multiple_of(16) && strides[1] >= heads * width {
             let stride = strides[1] / 8;
             return Self { tensor, stride };
         }

@@ -1,0 +1,33 @@
+//! A tensor's last axis in parts, whose gradients become one tensor in one pass.
+//!
+//! Of `narrow`s, each gradient is a tensor of the whole width, mostly zeros, and these are added up: for the three parts of
+//! a Mamba-2 projection some ten passes over it.
+
+mod autodiff;
+
+pub(crate) use autodiff::record;
+
+use burn::tensor::Tensor;
+
+use crate::KernelBackend;
+
+/// `[b, l, sum of widths]` -> `[b, l, width]` for each of `widths`, as views where the backend has views.
+///
+/// # Panics
+/// When the widths do not add up to the last axis.
+pub fn split<B: KernelBackend, const N: usize>(x: Tensor<B, 3>, widths: [usize; N]) -> [Tensor<B, 3>; N] {
+    let [.., width] = x.dims();
+    assert_eq!(width, widths.iter().sum::<usize>(), "split: {widths:?} do not add up to the last axis");
+    let parts = B::split(x, &widths);
+    parts.try_into().unwrap_or_else(|_| unreachable!("a part for each width"))
+}
+
+/// The parts as views.
+pub(crate) fn views<B: burn::tensor::backend::Backend>(x: &Tensor<B, 3>, widths: &[usize]) -> Vec<Tensor<B, 3>> {
+    let mut start = 0;
+    let mut view = |&width: &usize| {
+        start += width;
+        x.clone().narrow(2, start - width, width)
+    };
+    widths.iter().map(&mut view).collect()
+}
