@@ -8,6 +8,7 @@ use terrarium_kernels::KernelBackend;
 use crate::cache::{Cache, LayerCache};
 use crate::config::{DecoderConfig, LayerSpecs, MixerConfig, Scaling};
 use crate::init::RandomSource;
+use crate::layers::linear::{in_dtype, project};
 use crate::layers::{Embedding, Linear, Norm};
 use crate::mixers::{Attention, Mamba, Mamba2, Mlp};
 use crate::params::{Bag, ParamSource, PathTracker};
@@ -26,6 +27,8 @@ pub struct Decoder<B: Backend> {
     pub lm_head: Option<Linear<B>>,
     #[module(skip)]
     scaling: Scaling,
+    #[module(skip)]
+    compute: Option<DType>,
 }
 
 /// One residual branch: `mixer(norm(x))`, to be added to the residual stream.
@@ -133,7 +136,22 @@ impl<B: KernelBackend> Decoder<B> {
         let layers = specs.layers.iter().enumerate().map(|(i, specs)| Layer::from_specs(config, i, specs, source, dtype, device)).collect();
         let norm_f = Norm::take(&config.norm, &mut Bag::fill(&specs.norm_f, "norm_f", source, dtype, device));
         let lm_head = (!config.tie_embeddings).then(|| Linear::take(&mut Bag::fill(&specs.lm_head, "", source, dtype, device), "lm_head"));
-        Self { embeddings, layers, norm_f, lm_head, scaling: config.scaling }
+        Self { embeddings, layers, norm_f, lm_head, scaling: config.scaling, compute: None }
+    }
+
+    /// The same model whose layers and head compute in `dtype`, whatever the dtype of its parameters. Float32 parameters are then the
+    /// masters of mixed precision: they are rounded where they enter a product, their gradients are float32, and so are norms, scan
+    /// states and the residual stream, which has the dtype of the embeddings.
+    pub fn computing_in(self, dtype: DType) -> Self {
+        Self { compute: Some(dtype), ..self }
+    }
+
+    /// What a mixer reads.
+    fn entering(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        match self.compute {
+            Some(dtype) => in_dtype(x, dtype),
+            None => x,
+        }
     }
 
     /// Ids `[b, l]` -> hidden states after the final norm `[b, l, d]`, and the cache for what follows. States at padding
@@ -163,7 +181,8 @@ impl<B: KernelBackend> Decoder<B> {
             let (normed, input) = match beside {
                 Some(input) => {
                     if let Some(branch) = branch.take() {
-                        x = x + branch;
+                        let dtype = x.dtype();
+                        x = x + in_dtype(branch, dtype);
                     }
                     (layer.norm.forward(input.clone()), input)
                 }
@@ -176,11 +195,12 @@ impl<B: KernelBackend> Decoder<B> {
             if self.layers.get(i + 1).is_some_and(|next| next.parallel) {
                 before = Some(input);
             }
-            let (y, cache) = layer.mix(normed, cache, &sequence);
+            let (y, cache) = layer.mix(self.entering(normed), cache, &sequence);
             branch = Some(scaled(y, self.scaling.residual));
             layers.push(cache);
         }
         let (x, _) = self.norm_f.forward_after(branch, x);
+        let x = self.entering(x);
         let x = sequence.order().map_or(x.clone(), |order| order.restore(x));
         (x, Cache { context, layers })
     }
@@ -189,7 +209,7 @@ impl<B: KernelBackend> Decoder<B> {
     pub fn logits<const D: usize>(&self, hidden: Tensor<B, D>) -> Tensor<B, D> {
         let logits = match &self.lm_head {
             Some(head) => head.forward(hidden),
-            None => terrarium_kernels::linear::linear(hidden, self.embeddings.weight.val(), None),
+            None => project(hidden, self.embeddings.weight.val(), None),
         };
         scaled(logits, 1.0 / self.scaling.logits)
     }

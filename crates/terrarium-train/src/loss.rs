@@ -11,6 +11,7 @@ use terrarium_models::Decoder;
 
 use crate::data::{Batch, IGNORED};
 use crate::gradients::Gradients;
+use crate::host;
 
 /// Held while gradients are recorded and computed. Take it before recording any beside this crate's in the same process.
 ///
@@ -22,9 +23,9 @@ pub fn one_at_a_time() -> MutexGuard<'static, ()> {
     LOCK.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Logits that may exist at once; their gradient takes their place where the backend can arrange that. The fewer the slices, the
-/// fewer gradients of the whole head are added up.
-const SLICE: usize = 1 << 26;
+/// Bytes of logits that may exist at once, on a host and on a GPU; their gradient takes their place where the backend can arrange
+/// that. The fewer the slices, the fewer gradients of the whole head are added up.
+const SLICE: (usize, usize) = (1 << 28, 1 << 30);
 
 /// Positions with a label, and their labels.
 struct Targets<B: Backend> {
@@ -51,10 +52,13 @@ fn ids<B: Backend>(batch: &Batch, device: &B::Device) -> Tensor<B, 2, Int> {
     Tensor::from_data(TensorData::new(batch.ids.clone(), [batch.rows, batch.length]), device)
 }
 
-/// Ranges of at most [`SLICE`] logits.
-fn slices(n: usize, vocab: usize) -> impl Iterator<Item = (usize, usize)> {
-    let rows = (SLICE / vocab.max(1)).max(32);
-    (0..n).step_by(rows).map(move |start| (start, (start + rows).min(n)))
+/// Ranges of rows whose logits take at most [`SLICE`].
+fn slices<B: Backend>(rows: usize, vocab: usize, dtype: DType, device: &B::Device) -> impl Iterator<Item = (usize, usize)> {
+    let bytes = if host::is_host::<B>(device) { SLICE.0 } else { SLICE.1 };
+    let most = (bytes / dtype.size() / vocab.max(1)).max(32);
+    // Of about equal size.
+    let each = rows.div_ceil(rows.div_ceil(most).max(1)).max(1);
+    (0..rows).step_by(each).map(move |start| (start, (start + each).min(rows)))
 }
 
 /// Adds the gradients of `scale` times the summed cross-entropy of `batch` to `grads`; gives the sum itself, `[1]`.
@@ -81,13 +85,13 @@ pub fn backward<B: TrainBackend>(
 
     let vocab = model.embeddings.weight.dims()[0];
     let (mut losses, mut upstream) = (Vec::new(), Vec::new());
-    for (start, end) in slices(targets.labels.len(), vocab) {
+    for (start, end) in slices::<B::InnerBackend>(targets.labels.len(), vocab, fixed.dtype(), device) {
         let part = Tensor::<B, 2>::from_inner(fixed.clone().narrow(0, start, end - start)).require_grad();
         let args = CrossEntropyArgs { logits: model.logits(part.clone()), targets: targets.slice(start, end, device) };
         let loss = cross_entropy(args).sum();
         losses.push(loss.clone().inner());
         let mut found = (loss * scale).backward();
-        upstream.push(part.grad_remove(&mut found).unwrap_or_else(|| Tensor::zeros([end - start, d], device)));
+        upstream.push(part.grad_remove(&mut found).unwrap_or_else(|| Tensor::zeros([end - start, d], (device, fixed.dtype()))));
         grads.add(model, found);
     }
     let upstream = Tensor::from_inner(Tensor::cat(upstream, 0));
@@ -104,7 +108,7 @@ pub fn evaluate<B: KernelBackend>(model: &Decoder<B>, batch: &Batch, device: &B:
     let [b, l, d] = hidden.dims();
     let labelled = hidden.reshape([b * l, d]).select(0, targets.positions.clone()); // [n, d]
     let vocab = model.embeddings.weight.dims()[0];
-    let losses = slices(targets.labels.len(), vocab)
+    let losses = slices::<B>(targets.labels.len(), vocab, labelled.dtype(), device)
         .map(|(start, end)| {
             let logits = model.logits(labelled.clone().narrow(0, start, end - start));
             cross_entropy(CrossEntropyArgs { logits, targets: targets.slice(start, end, device) }).sum()

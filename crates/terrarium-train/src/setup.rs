@@ -14,7 +14,7 @@ use terrarium_runtime::{Checkpoint, Files, HubOptions, LoadOptions, Precision, T
 
 use crate::TrainError;
 use crate::checkpoint::RunState;
-use crate::config::{LoraSection, RunConfig, new_model};
+use crate::config::{ConfigError, LoraSection, RunConfig, new_model};
 use crate::data::{Corpus, Cursor, PackStats};
 use crate::event::{Event, Observers};
 use crate::optim::{AdamW, AdamWConfig, Groups, count};
@@ -132,6 +132,17 @@ pub(crate) fn ready<B: TrainBackend>(options: &RunOptions, device: &B::Device, o
         let (adapted, report) = model.attach_lora(lora, config.train.seed, device)?;
         observers.tell(Event::Note(report.to_string()));
         model = adapted;
+    }
+    if let Some(dtype) = config.train.precision.on::<B>(device) {
+        if !B::supports_dtype(device, dtype) {
+            return Err(ConfigError::Value {
+                key: "train.precision".into(),
+                reason: "this device has no bf16: use \"f32\" or \"auto\"".into(),
+            }
+            .into());
+        }
+        observers.tell(Event::Note("products in bf16; weights, gradients and moments in float32 (train.precision)".to_string()));
+        model = model.computing_in(dtype);
     }
     let groups = Groups::of(&params::list(&model));
     observers.tell(Event::Note(format!("model: {} ({} parameters); {groups}", model_config.pattern(), count(model_config.parameters()))));

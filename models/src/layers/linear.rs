@@ -1,8 +1,8 @@
 //! Linear projection with the weight as in Hugging Face files, and an optional low-rank adapter.
 
 use burn::module::{Module, Param};
-use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
+use burn::tensor::{DType, Tensor};
 use terrarium_kernels::{KernelBackend, linear::linear};
 
 use crate::params::Bag;
@@ -41,6 +41,17 @@ impl<B: Backend> Linear<B> {
     }
 }
 
+/// `x weight^T + bias` in the dtype of `x`: parameters kept in another one, as masters are in training, are rounded to it.
+pub(crate) fn project<B: KernelBackend, const D: usize>(x: Tensor<B, D>, weight: Tensor<B, 2>, bias: Option<Tensor<B, 1>>) -> Tensor<B, D> {
+    let dtype = x.dtype();
+    linear(x, in_dtype(weight, dtype), bias.map(|bias| in_dtype(bias, dtype)))
+}
+
+/// `tensor` in `dtype`, as it is where it has it.
+pub(crate) fn in_dtype<B: Backend, const D: usize>(tensor: Tensor<B, D>, dtype: DType) -> Tensor<B, D> {
+    if tensor.dtype() == dtype { tensor } else { tensor.cast(dtype) }
+}
+
 impl<B: KernelBackend> Linear<B> {
     /// `[.., in]` -> `[.., out]`.
     pub fn forward<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
@@ -53,10 +64,10 @@ impl<B: KernelBackend> Linear<B> {
     }
 
     fn project<const D: usize>(&self, x: Tensor<B, D>, bias: Option<Tensor<B, 1>>) -> Tensor<B, D> {
-        let y = linear(x.clone(), self.weight.val(), bias);
+        let y = project(x.clone(), self.weight.val(), bias);
         match &self.lora {
             None => y,
-            Some(lora) => y + linear(linear(x, lora.a.val(), None), lora.b.val(), None) * lora.scale,
+            Some(lora) => y + project(project(x, lora.a.val(), None), lora.b.val(), None) * lora.scale,
         }
     }
 
@@ -66,7 +77,7 @@ impl<B: KernelBackend> Linear<B> {
         let weight = self.weight.val();
         let dtype = weight.dtype();
         let added = lora.b.val().matmul(lora.a.val()) * lora.scale;
-        let merged = (weight.cast(burn::tensor::DType::F32) + added.cast(burn::tensor::DType::F32)).cast(dtype);
+        let merged = (weight.cast(DType::F32) + added.cast(DType::F32)).cast(dtype);
         self.weight = Param::from_tensor(merged.detach());
     }
 }

@@ -1,7 +1,7 @@
 //! Building blocks below the mixers: linear, norms, embedding, rotary positions.
 
 mod embedding;
-mod linear;
+pub(crate) mod linear;
 mod norm;
 mod rope;
 

@@ -8,6 +8,7 @@ use terrarium_kernels::KernelBackend;
 use terrarium_kernels::rms_norm_gated::{NormArgs, rms_norm_gated};
 use terrarium_kernels::rms_norm_residual::{ResidualNormArgs, ResidualNormOut, rms_norm_residual};
 
+use super::linear::in_dtype;
 use crate::params::{Bag, ParamInit, ParamSpec};
 
 /// Kind of the norms of a model.
@@ -87,7 +88,10 @@ impl<B: KernelBackend> Norm<B> {
                 let ResidualNormOut { normed, sum } = rms_norm_residual(args);
                 return (normed, sum);
             }
-            Some(branch) => x + branch,
+            Some(branch) => {
+                let dtype = x.dtype();
+                x + in_dtype(branch, dtype)
+            }
         };
         (self.forward(sum.clone()), sum)
     }

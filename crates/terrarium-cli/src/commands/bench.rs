@@ -1,5 +1,6 @@
 //! `terrarium bench`
 
+mod model;
 mod ops;
 
 use std::time::Instant;
@@ -21,7 +22,8 @@ use terrarium::train::optim::{AdamW, AdamWConfig};
 use crate::args::{ComputeArgs, DtypeArgs, TokenizerArgs};
 use crate::console::Console;
 use crate::failure::Failure;
-use crate::model::{self, ModelArgs, Source};
+use crate::model as load_model;
+use crate::model::{ModelArgs, Source};
 use crate::{interrupt, output};
 
 /// Time generation and a training step.
@@ -69,6 +71,12 @@ pub struct Arguments {
 #[derive(Debug, Subcommand)]
 enum What {
     Ops(ops::Arguments),
+    /// Time a training step of a whole model.
+    Train(model::Arguments),
+    /// Time the reading of prompts.
+    Prefill(model::Arguments),
+    /// Time greedy decoding.
+    Decode(model::Arguments),
 }
 
 /// Milliseconds, one entry per repeat.
@@ -83,10 +91,14 @@ struct Report {
 /// Times, prints.
 pub fn run(arguments: &Arguments, console: &Console) -> Result<(), Failure> {
     interrupt::immediate();
-    if let Some(What::Ops(arguments)) = &arguments.what {
-        return ops::run(arguments, console);
+    match &arguments.what {
+        Some(What::Ops(arguments)) => return ops::run(arguments, console),
+        Some(What::Train(arguments)) => return model::run(model::Part::Train, arguments, console),
+        Some(What::Prefill(arguments)) => return model::run(model::Part::Prefill, arguments, console),
+        Some(What::Decode(arguments)) => return model::run(model::Part::Decode, arguments, console),
+        None => {}
     }
-    model::prepare(&arguments.compute)?;
+    load_model::prepare(&arguments.compute)?;
     let source = arguments.model.source(&TokenizerArgs::default(), console)?;
     let report = with_backend(&arguments.compute.device, Task { arguments, console, source: &source })??;
     if arguments.json {
@@ -121,8 +133,8 @@ impl BackendTask for Task<'_> {
         let mut report = Report { threads: rayon::current_num_threads(), ..Report::default() };
         let Arguments { prompt_tokens, new_tokens, prefill, train_tokens, repeats, .. } = *arguments;
         let hub = &arguments.model.hub;
-        let loaded = model::load::<B::InnerBackend>(source, arguments.dtype.dtype.into(), hub, console, device)?;
-        model::require_fused::<B::InnerBackend>(&loaded.config, loaded.dtype)?;
+        let loaded = load_model::load::<B::InnerBackend>(source, arguments.dtype.dtype.into(), hub, console, device)?;
+        load_model::require_fused::<B::InnerBackend>(&loaded.config, loaded.dtype)?;
         let mut ids = RandomIds { state: arguments.seed, vocab: loaded.config.vocab_size };
         if new_tokens > 0 {
             let prompt = ids.take(prompt_tokens.max(1));
@@ -139,7 +151,7 @@ impl BackendTask for Task<'_> {
         }
         if train_tokens > 0 && repeats > 0 {
             drop(loaded);
-            let loaded = model::load::<B>(source, Precision::F32, hub, console, device)?;
+            let loaded = load_model::load::<B>(source, Precision::F32, hub, console, device)?;
             let batch = batch(ids.take(train_tokens));
             let mut training = Training::<B> { model: Some(loaded.model), optim: AdamW::new(AdamWConfig::new(&TrainConfig::default())) };
             report.train_step_ms = repeat(repeats, || training.step(&batch, device));

@@ -5,6 +5,8 @@ mod preset;
 
 use std::path::{Path, PathBuf};
 
+use burn::tensor::DType;
+use burn::tensor::backend::{Backend, DTypeUsage};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use terrarium_models::lora::{LoraConfig, LoraTargets};
@@ -170,6 +172,33 @@ pub struct TrainConfig {
     pub min_delta: f64,
     /// Steps between printed lines when there is no dashboard.
     pub log_every: usize,
+    /// What matrices are multiplied in: `auto` (`bf16` where the device has units for it, else `f32`), `f32` or `bf16`. Weights,
+    /// gradients and moments are float32 in every case.
+    pub precision: Compute,
+}
+
+/// What a model computes in while its parameters are float32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Compute {
+    /// bfloat16 where the device has units for it, else float32.
+    Auto,
+    /// float32.
+    F32,
+    /// bfloat16.
+    Bf16,
+}
+
+impl Compute {
+    /// The dtype on a device; `None` for that of the parameters.
+    pub fn on<B: Backend>(self, device: &B::Device) -> Option<DType> {
+        let fast = || B::dtype_usage(device, DType::BF16).is_superset(DTypeUsage::Accelerated | DTypeUsage::Arithmetic);
+        match self {
+            Self::Auto if !fast() => None,
+            Self::F32 => None,
+            Self::Auto | Self::Bf16 => Some(DType::BF16),
+        }
+    }
 }
 
 impl Default for TrainConfig {
@@ -196,6 +225,7 @@ impl Default for TrainConfig {
             patience: 0,
             min_delta: 0.0,
             log_every: 10,
+            precision: Compute::Auto,
         }
     }
 }
