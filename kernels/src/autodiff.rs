@@ -24,6 +24,7 @@ use burn::tensor::{DType, Int, Tensor, TensorPrimitive};
 use crate::attention::{self, AttentionArgs, AttentionMask};
 use crate::causal_conv1d::{self, ConvArgs, ConvOut};
 use crate::cross_entropy::{self, CrossEntropyArgs, CrossEntropyOut};
+use crate::linear::LinearKept;
 use crate::path::fused;
 use crate::rms_norm_gated::{self, NormArgs};
 use crate::rms_norm_residual::{self, ResidualNormArgs, ResidualNormKept, ResidualNormOut};
@@ -382,18 +383,16 @@ impl<B: KernelBackend> Node<B, 1> for RunningSum {
 #[derive(Clone, Debug)]
 struct Linear;
 
-impl<B: KernelBackend> Node<B, 2> for Linear {
+impl<B: KernelBackend> Node<B, 3> for Linear {
     /// Each gradient reads the other input: activations before a frozen weight are not kept.
-    fn reads([x, weight]: [bool; 2]) -> [bool; 2] {
-        [weight, x]
+    fn reads([x, weight, _]: [bool; 3]) -> [bool; 3] {
+        [weight, x, false]
     }
 
-    fn backward(self, [x, weight]: [Input<B>; 2], tracked: [bool; 2], [dy, _]: [Input<B>; 2]) -> [Input<B>; 2] {
-        let dy: Tensor<B, 2> = up(dy.expect("the output's gradient"));
-        let dx = tracked[0].then(|| down(dy.clone().matmul(up(weight.expect(READ)))));
-        // As [out, in] at once, not as a transposed view that later steps would have to copy.
-        let dw = tracked[1].then(|| down(dy.transpose().matmul(up::<B, 2>(x.expect(READ)))));
-        [dx, dw]
+    fn backward(self, [x, weight, _]: [Input<B>; 3], [_, _, bias]: [bool; 3], [dy, _]: [Input<B>; 2]) -> [Input<B>; 3] {
+        let kept = LinearKept { x: x.map(up), weight: weight.map(up), bias };
+        let grads = B::linear_backward(kept, up(dy.expect("the output's gradient")));
+        [grads.x.map(down), grads.weight.map(down), grads.bias.map(down)]
     }
 }
 
@@ -522,9 +521,10 @@ impl<B: KernelBackend, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
         CrossEntropyOut { loss: up(loss), log_sum: Tensor::from_inner(log_sum) }
     }
 
-    fn linear(x: Tensor<Self, 2>, weight: Tensor<Self, 2>) -> Tensor<Self, 2> {
-        up(record::<B, C, _, 2>(Linear, [Some(down(x)), Some(down(weight))], |[x, weight]| {
-            (down(<B as KernelBackend>::linear(up(x.expect(READ)), up(weight.expect(READ)))), None)
+    fn linear(x: Tensor<Self, 2>, weight: Tensor<Self, 2>, bias: Option<Tensor<Self, 1>>) -> Tensor<Self, 2> {
+        let inputs = [Some(down(x)), Some(down(weight)), bias.map(down)];
+        up(record::<B, C, _, 3>(Linear, inputs, |[x, weight, bias]| {
+            (down(<B as KernelBackend>::linear(up(x.expect(READ)), up(weight.expect(READ)), bias.map(up))), None)
         })
         .0)
     }

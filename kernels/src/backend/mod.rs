@@ -12,6 +12,7 @@ use crate::adamw::{self, AdamWArgs, AdamWOut};
 use crate::attention::{self, AttentionArgs, AttentionGrads};
 use crate::causal_conv1d::{self, ConvArgs, ConvGrads, ConvOut};
 use crate::cross_entropy::{self, CrossEntropyArgs, CrossEntropyOut};
+use crate::linear::{self, LinearGrads, LinearKept};
 use crate::rms_norm_gated::{self, NormArgs, NormGrads};
 use crate::rms_norm_residual::{self, ResidualNormArgs, ResidualNormGrads, ResidualNormKept, ResidualNormOut};
 use crate::selective_scan::{self, ScanArgs, ScanGrads, ScanOut};
@@ -149,9 +150,14 @@ pub trait KernelBackend: Backend {
         crate::cumsum::reference::cumsum(x, reverse)
     }
 
-    /// `x [rows, in]`, `weight [out, in]` -> `[rows, out]`; see [`crate::linear::linear`].
-    fn linear(x: Tensor<Self, 2>, weight: Tensor<Self, 2>) -> Tensor<Self, 2> {
-        crate::linear::reference::linear(x, weight)
+    /// `x [rows, in]`, `weight [out, in]`, `bias [out]` -> `[rows, out]`; see [`crate::linear::linear`].
+    fn linear(x: Tensor<Self, 2>, weight: Tensor<Self, 2>, bias: Option<Tensor<Self, 1>>) -> Tensor<Self, 2> {
+        linear::reference::linear(x, weight, bias)
+    }
+
+    /// Gradients of [`KernelBackend::linear`] from that of its output.
+    fn linear_backward(kept: LinearKept<Self>, dy: Tensor<Self, 2>) -> LinearGrads<Self> {
+        linear::reference::gradients(kept, dy)
     }
 
     /// See [`crate::split::split`].

@@ -240,15 +240,17 @@ impl<B: HostBackend> KernelBackend for B {
         Some(B::write(logits, shape, dtype))
     }
 
-    fn linear(x: Tensor<B, 2>, weight: Tensor<B, 2>) -> Tensor<B, 2> {
+    fn linear(x: Tensor<B, 2>, weight: Tensor<B, 2>, bias: Option<Tensor<B, 1>>) -> Tensor<B, 2> {
         let ([rows, inputs], [outputs, _]) = (x.dims(), weight.dims());
         let dtype = x.dtype();
         if rows == 0 || fused::<B>(Op::Linear, dtype).is_none() {
-            return linear::reference::linear(x, weight);
+            return linear::reference::linear(x, weight, bias);
         }
-        match B::borrow(&weight) {
-            None => linear::reference::linear(x, weight),
-            Some(weight) => B::write(linear::cpu::forward(&B::read(x), &weight, rows, inputs, outputs), [rows, outputs], dtype),
+        let Some(values) = B::borrow(&weight) else { return linear::reference::linear(x, weight, bias) };
+        let y = B::write(linear::cpu::forward(&B::read(x), &values, rows, inputs, outputs), [rows, outputs], dtype);
+        match bias {
+            Some(bias) => y + bias.unsqueeze(),
+            None => y,
         }
     }
 }

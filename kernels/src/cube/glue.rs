@@ -10,6 +10,7 @@ use crate::adamw::{self, AdamWArgs, AdamWOut};
 use crate::attention::{self, AttentionArgs, AttentionGrads};
 use crate::causal_conv1d::{self, ConvArgs, ConvGrads, ConvOut};
 use crate::cross_entropy::{self, CrossEntropyArgs, CrossEntropyOut};
+use crate::linear::{self, LinearGrads, LinearKept};
 use crate::path::{KernelChoice, choice, fused};
 use crate::rms_norm_gated::{self, NormArgs, NormGrads};
 use crate::rms_norm_residual::{self, ResidualNormArgs, ResidualNormGrads, ResidualNormKept, ResidualNormOut};
@@ -32,7 +33,7 @@ where
             Op::Ssd => ssd::cube::READY,
             Op::RmsNormGated => rms_norm_gated::cube::READY,
             Op::Attention => attention::cube::READY,
-            Op::Linear => false,
+            Op::Linear => return float.then(linear::cube::path::<R>),
             Op::RmsNormResidual => rms_norm_residual::cube::READY,
             Op::Embedding => embedding::cube::READY,
             Op::Cumsum => cumsum::cube::READY,
@@ -167,5 +168,19 @@ where
 
     fn square_sums(tensors: &[Tensor<Self, 1>]) -> Vec<f64> {
         if choice() == KernelChoice::Reference { adamw::reference::square_sums(tensors) } else { adamw::cube::square_sums(tensors) }
+    }
+
+    fn linear(x: Tensor<Self, 2>, weight: Tensor<Self, 2>, bias: Option<Tensor<Self, 1>>) -> Tensor<Self, 2> {
+        match fused::<Self>(Op::Linear, x.dtype()) {
+            Some(_) => linear::cube::forward(x, weight, bias),
+            None => linear::reference::linear(x, weight, bias),
+        }
+    }
+
+    fn linear_backward(kept: LinearKept<Self>, dy: Tensor<Self, 2>) -> LinearGrads<Self> {
+        match fused::<Self>(Op::Linear, dy.dtype()) {
+            Some(_) => linear::cube::backward(kept, dy),
+            None => linear::reference::gradients(kept, dy),
+        }
     }
 }

@@ -1,7 +1,13 @@
 //! Linear projection with the weight stored as in Hugging Face files, `[out, in]`.
+//!
+//! `y = x weight^T + bias`, sums in float32 where the backend's products have them. On CUDA products are cuBLASLt's, found at run
+//! time; float32 products there are true float32, never TF32. Gradients: `dx = dy weight`, `dweight = dy^T x`, `dbias` the
+//! columns' sums of `dy`.
 
 #[cfg(any(feature = "flex", feature = "ndarray"))]
 pub(crate) mod cpu;
+#[cfg(feature = "_cube")]
+pub(crate) mod cube;
 pub mod reference;
 
 use burn::tensor::Tensor;
@@ -10,6 +16,28 @@ use burn::tensor::backend::Backend;
 use crate::error::expect_shape;
 use crate::path::announce;
 use crate::{ArgumentError, KernelBackend, Op};
+
+/// What the backward of a linear layer reads; each gradient reads the other input.
+#[derive(Debug, Clone)]
+pub struct LinearKept<B: Backend> {
+    /// `[rows, in]`, where the weight's gradient is wanted.
+    pub x: Option<Tensor<B, 2>>,
+    /// `[out, in]`, where the gradient of `x` is wanted.
+    pub weight: Option<Tensor<B, 2>>,
+    /// Whether the bias's gradient is wanted.
+    pub bias: bool,
+}
+
+/// The gradients that [`LinearKept`] asks for.
+#[derive(Debug, Clone)]
+pub struct LinearGrads<B: Backend> {
+    /// `[rows, in]`
+    pub x: Option<Tensor<B, 2>>,
+    /// `[out, in]`
+    pub weight: Option<Tensor<B, 2>>,
+    /// `[out]`
+    pub bias: Option<Tensor<B, 1>>,
+}
 
 /// Checks that `x [rows, in]` and `weight [out, in]` fit, dtypes included: Burn's GPU products read mixed dtypes as
 /// garbage without an error.
@@ -34,7 +62,7 @@ pub fn check<B: Backend>(x: &Tensor<B, 2>, weight: &Tensor<B, 2>) -> Result<(), 
 /// `x weight^T + bias` over the last dimension: `x [.., in]`, `weight [out, in]`, `bias [out]`; returns `[.., out]`.
 ///
 /// # Panics
-/// When [`check`] fails.
+/// When [`check`] fails, or the bias has another size.
 pub fn linear<B: KernelBackend, const D: usize>(x: Tensor<B, D>, weight: Tensor<B, 2>, bias: Option<Tensor<B, 1>>) -> Tensor<B, D> {
     let mut shape = x.dims();
     let rows = shape[..D - 1].iter().product();
@@ -43,11 +71,15 @@ pub fn linear<B: KernelBackend, const D: usize>(x: Tensor<B, D>, weight: Tensor<
         panic!("{error}");
     }
     let [out, _] = weight.dims();
-    shape[D - 1] = out;
-    announce::<B>(Op::Linear, x.dtype());
-    let mut y = <B as KernelBackend>::linear(x, weight);
-    if let Some(bias) = bias {
-        y = y + bias.reshape([1, out]);
+    if let Some(bias) = &bias {
+        let expected = expect_shape("linear", "bias", &bias.dims(), &[out]);
+        expected.unwrap_or_else(|error| panic!("{error}"));
     }
-    y.reshape(shape)
+    shape[D - 1] = out;
+    if rows * out == 0 {
+        // Burn would broadcast no rows to the bias's one.
+        return Tensor::zeros(shape, (&x.device(), x.dtype()));
+    }
+    announce::<B>(Op::Linear, x.dtype());
+    <B as KernelBackend>::linear(x, weight, bias).reshape(shape)
 }

@@ -16,6 +16,7 @@
 //!   - `attention`: `4 l s p h` over two, for the causal half. Backward: 2.5 times that.
 //!   - `causal_conv1d`: `2 k` per element. Backward: 2 times that. `rms_norm_gated`: 8 per element, `rms_norm_residual`: 5. Backward: 2 times
 //!     that. `cross_entropy`: 4 per logit each way. `embedding_backward` and `cumsum`: 1 per element.
+//!   - `linear`: `2 in out` per row. Backward: 2 times that.
 //! - *ceilings*: the rates of a copy and of a matrix product, measured in the same run with plain Burn operations.
 
 mod clock;

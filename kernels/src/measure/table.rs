@@ -3,12 +3,12 @@
 use burn::tensor::DType;
 
 use super::data::Documents::{One, Packed, Ragged};
-use super::subjects::{Attention, Conv, CrossEntropy, EmbeddingBackward, Norm, ResidualNorm, RunningSum, Scan, Ssd};
+use super::subjects::{Attention, Conv, CrossEntropy, EmbeddingBackward, Linear, Norm, ResidualNorm, RunningSum, Scan, Ssd};
 use super::{Case, Size};
 use crate::KernelBackend;
 
 /// Names that `--op` takes.
-pub(super) const OPS: [&str; 14] = [
+pub(super) const OPS: [&str; 15] = [
     "ssd",
     "ssd_step",
     "selective_scan",
@@ -23,6 +23,7 @@ pub(super) const OPS: [&str; 14] = [
     "cross_entropy",
     "embedding_backward",
     "cumsum",
+    "linear",
 ];
 
 /// The table for a size.
@@ -77,6 +78,10 @@ impl<B: KernelBackend> Table<B> {
         Attention { b, l, s: l, h, g: h, p, dtype: self.dtype, documents: One }
     }
 
+    fn linear(&self, rows: usize, inputs: usize, outputs: usize) -> Linear {
+        Linear { rows, inputs, outputs, dtype: self.dtype, bias: false }
+    }
+
     fn add(&mut self, cases: impl IntoIterator<Item = impl Case<B> + 'static>) {
         self.rows.extend(cases.into_iter().map(|case| Box::new(case) as Box<dyn Case<B>>));
     }
@@ -104,6 +109,8 @@ impl<B: KernelBackend> Table<B> {
         self.add([self.loss(5, 131)]);
         self.add([self.embedding(70, 19, 24)]);
         self.add([RunningSum { outer: 3, n: 130, inner: 5 }, RunningSum { outer: 2, n: 70, inner: 1 }]);
+        self.add([1, 3, 17, 100].map(|rows| self.linear(rows, 64, 136)));
+        self.add([Linear { bias: true, ..self.linear(33, 35, 50) }, Linear { bias: true, ..self.linear(2, 35, 50) }]);
     }
 
     fn cpu(&mut self) {
@@ -124,6 +131,7 @@ impl<B: KernelBackend> Table<B> {
         self.add([self.loss(256, 50288)]);
         self.add([self.embedding(512, 50288, 768)]);
         self.add([RunningSum { outer: 1, n: 2048, inner: 24 }]);
+        self.add([1, 16, 512].map(|rows| self.linear(rows, 768, 3352)));
     }
 
     fn gpu(&mut self) {
@@ -176,5 +184,15 @@ impl<B: KernelBackend> Table<B> {
         self.add([self.loss(TOKENS, 50288), self.loss(16384, 128256), self.loss(8192, 50288)]);
         self.add([self.embedding(TOKENS, 50288, 2048), self.embedding(TOKENS, 50288, 768)]);
         self.add([(32, 2048, 32), (1, TOKENS, 32), (65536, 2048, 1)].map(|(outer, n, inner)| RunningSum { outer, n, inner }));
+        self.add([
+            self.linear(16384, 2048, 8512),
+            self.linear(16384, 4096, 2048),
+            self.linear(16384, 768, 3352),
+            self.linear(8192, 8192, 8192),
+        ]);
+        self.add([Linear { bias: true, ..self.linear(16384, 2048, 8512) }, Linear { dtype: DType::F32, ..self.linear(4096, 2048, 8512) }]);
+        for (inputs, outputs) in [(2048, 8512), (4096, 14336), (4096, 2048)] {
+            self.add([1, 2, 4, 8, 16, 32, 128].map(|rows| self.linear(rows, inputs, outputs)));
+        }
     }
 }

@@ -66,6 +66,8 @@ EXPORT int cuCtxCreate_v4(Handle *c, void *, unsigned, int) { *c = current_conte
 EXPORT int cuCtxDestroy_v2(Handle) { return SUCCESS; }
 EXPORT int cuCtxSetCurrent(Handle c) { current_context = c; return SUCCESS; }
 EXPORT int cuCtxGetCurrent(Handle *c) { *c = current_context; return SUCCESS; }
+EXPORT int cuCtxRecordEvent(Handle, Handle) { return SUCCESS; }
+EXPORT int cuCtxWaitEvent(Handle, Handle) { return SUCCESS; }
 EXPORT int cuCtxSynchronize() { return SUCCESS; }
 EXPORT int cuCtxSetLimit(int, size_t) { return SUCCESS; }
 EXPORT int cuCtxGetLimit(size_t *v, int) { *v = 1024; return SUCCESS; }
@@ -80,6 +82,7 @@ EXPORT int cuStreamCreate(Handle *s, unsigned) { *s = new char; return SUCCESS; 
 EXPORT int cuStreamCreateWithPriority(Handle *s, unsigned, int) { *s = new char; return SUCCESS; }
 EXPORT int cuStreamDestroy_v2(Handle s) { delete static_cast<char *>(s); return SUCCESS; }
 EXPORT int cuStreamSynchronize(Handle) { return SUCCESS; }
+EXPORT int cuStreamGetCtx(Handle, Handle *c) { *c = &some_context; return SUCCESS; }
 EXPORT int cuStreamQuery(Handle) { return SUCCESS; }
 EXPORT int cuStreamWaitEvent(Handle, Handle, unsigned) { return SUCCESS; }
 EXPORT int cuStreamIsCapturing(Handle, int *status) { *status = 0; return SUCCESS; }

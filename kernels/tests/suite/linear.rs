@@ -6,31 +6,42 @@ use terrarium_kernels::linear::{linear, reference};
 
 use crate::common::*;
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 struct LinearCase {
     rows: usize,
     inputs: usize,
     outputs: usize,
+    bias: bool,
+}
+
+impl LinearCase {
+    const fn new(rows: usize, inputs: usize, outputs: usize) -> Self {
+        Self { rows, inputs, outputs, bias: false }
+    }
 }
 
 impl Case for LinearCase {
     fn inputs(&self) -> Bag<Vec<f64>> {
         let mut rng = Rng::new((self.rows * 7 + self.inputs) as u64);
-        Bag(vec![("x", rng.uniform(-1.0, 1.0, self.rows * self.inputs)), ("weight", rng.uniform(-1.0, 1.0, self.outputs * self.inputs))])
+        let mut values = |name, count| (name, rng.uniform(-1.0, 1.0, count));
+        let mut bag = vec![values("x", self.rows * self.inputs), values("weight", self.outputs * self.inputs)];
+        bag.extend(self.bias.then(|| values("bias", self.outputs)));
+        Bag(bag)
     }
 
     fn scalar(&self, inputs: &Bag<Vec<f64>>) -> Vec<Vec<f64>> {
-        let (x, weight) = (inputs.get("x"), inputs.get("weight"));
-        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
-        vec![x.chunks(self.inputs).flat_map(|row| weight.chunks(self.inputs).map(move |column| dot(row, column))).collect()]
+        let (x, weight, bias) = (inputs.get("x"), inputs.get("weight"), inputs.opt("bias").unwrap_or(vec![0.0; self.outputs]));
+        let dot = |a: &[f64], o: usize| a.iter().zip(&weight[o * self.inputs..]).map(|(a, b)| a * b).sum::<f64>() + bias[o];
+        vec![(0..self.rows * self.outputs).map(|i| dot(&x[i / self.outputs * self.inputs..][..self.inputs], i % self.outputs)).collect()]
     }
 
     fn run<B: KernelBackend>(&self, inputs: &Bag<Tensor<B, 1>>, way: &Way, dtype: DType) -> Vec<Tensor<B, 1>> {
         let x = inputs.get("x").reshape([self.rows, self.inputs]).cast(dtype);
         let weight = inputs.get("weight").reshape([self.outputs, self.inputs]).cast(dtype);
+        let bias = inputs.opt("bias").map(|bias| bias.cast(dtype));
         let out = match way {
-            Way::Reference => reference::linear(x, weight),
-            _ => linear(x, weight, None),
+            Way::Reference => reference::linear(x, weight, bias),
+            _ => linear(x, weight, bias),
         };
         assert_eq!(out.dims(), [self.rows, self.outputs]);
         vec![flat(out)]
@@ -39,18 +50,23 @@ impl Case for LinearCase {
 
 fn cases() -> Vec<LinearCase> {
     let mut cases = vec![
-        LinearCase { rows: 1, inputs: 5, outputs: 3 },
-        LinearCase { rows: 3, inputs: 35, outputs: 18 },
-        LinearCase { rows: 20, inputs: 12, outputs: 9 },
+        LinearCase::new(1, 5, 3),
+        LinearCase { bias: true, ..LinearCase::new(3, 36, 18) },
+        LinearCase { bias: true, ..LinearCase::new(20, 12, 9) },
     ];
     if !SLOW {
         cases.extend([
-            LinearCase { rows: 1, inputs: 96, outputs: 1031 },
-            LinearCase { rows: 7, inputs: 100, outputs: 67 },
-            LinearCase { rows: 16, inputs: 64, outputs: 130 },
-            LinearCase { rows: 37, inputs: 50, outputs: 41 },
-            LinearCase { rows: 70, inputs: 48, outputs: 31 },
-            LinearCase { rows: 515, inputs: 33, outputs: 130 },
+            LinearCase::new(1, 96, 1031),
+            LinearCase::new(1, 1160, 33),
+            LinearCase::new(3, 35, 18),
+            LinearCase { bias: true, ..LinearCase::new(7, 100, 67) },
+            LinearCase::new(8, 264, 66),
+            LinearCase { bias: true, ..LinearCase::new(16, 64, 130) },
+            LinearCase::new(17, 63, 65),
+            LinearCase::new(37, 50, 41),
+            LinearCase::new(70, 48, 31),
+            LinearCase { bias: true, ..LinearCase::new(100, 65, 66) },
+            LinearCase::new(515, 33, 130),
         ]);
     }
     cases
@@ -66,7 +82,7 @@ fn all_paths_agree_with_the_scalar_loop() {
 #[test]
 fn results_do_not_depend_on_threads() {
     if !SLOW {
-        check_threads(&LinearCase { rows: 3, inputs: 300, outputs: 900 }, 1);
+        check_threads(&LinearCase::new(3, 300, 900), 1);
     }
 }
 
@@ -79,12 +95,12 @@ fn public_gradients_agree_with_the_reference() {
 
 #[test]
 fn gradients_agree_with_differences() {
-    check_differences(&LinearCase { rows: 3, inputs: 4, outputs: 5 }, &[Way::Reference, Way::Public], 1);
+    check_differences(&LinearCase { bias: true, ..LinearCase::new(3, 4, 5) }, &[Way::Reference, Way::Public], 1);
 }
 
 #[test]
 fn a_transposed_weight_and_a_bias_are_honoured() {
-    let case = LinearCase { rows: 2, inputs: 9, outputs: 20 };
+    let case = LinearCase::new(2, 9, 20);
     let inputs = case.inputs();
     let want = case.scalar(&inputs).remove(0);
     let x = tensor::<Plain>(&inputs.get("x")).reshape([2, 1, 9]);
@@ -99,10 +115,49 @@ fn a_transposed_weight_and_a_bias_are_honoured() {
 }
 
 #[test]
-fn half_precision_products_round_only_the_output() {
-    if !HALF {
-        return;
+fn half_precision_rounds_only_results() {
+    for (dtype, error) in halves() {
+        for case in cases() {
+            // Inputs are steps that these types represent.
+            close_lists(&format!("{dtype:?} of {case:?}"), &outputs(&case, &Way::Public, dtype), &case.scalar(&case.inputs()), error);
+            if case.rows * case.inputs <= 4096 {
+                let want = gradients(&case, &Way::Public, DType::F32, &[0]);
+                // The output's gradient is rounded on its way in, and each gradient on its way out.
+                close_bags(&format!("{dtype:?} of {case:?}"), &gradients(&case, &Way::Public, dtype, &[0]), &want, 2.0 * error);
+            }
+        }
     }
-    let case = LinearCase { rows: 2, inputs: 32, outputs: 40 };
-    close_lists("bf16", &outputs(&case, &Way::Public, DType::BF16), &case.scalar(&case.inputs()), 4.1e-3);
+}
+
+#[test]
+fn nothing_in_gives_nothing_out() {
+    for (rows, inputs, outputs) in [(0, 5, 3), (2, 0, 3), (2, 5, 0)] {
+        let case = LinearCase { bias: true, ..LinearCase::new(rows, inputs, outputs) };
+        let want = case.scalar(&case.inputs());
+        close_lists(&format!("{case:?}"), &self::outputs(&case, &Way::Public, DType::F32), &want, 0.0);
+        let grads = gradients(&case, &Way::Public, DType::F32, &[0]);
+        assert!(rows * outputs > 0 || grads.0.iter().all(|(_, grad)| grad.iter().all(|v| *v == 0.0)), "{grads:?}");
+    }
+}
+
+/// Parts of wider tensors, and matrices by columns, are read as they lie.
+#[test]
+fn views_are_read_as_they_lie() {
+    for rows in [2, 20] {
+        let case = LinearCase { bias: true, ..LinearCase::new(rows, 24, 10) };
+        let inputs = case.inputs();
+        let want = case.scalar(&inputs);
+        let mut wide = Rng::new(5).uniform(-1.0, 1.0, (rows + 1) * 40);
+        for (i, value) in inputs.get("x").iter().enumerate() {
+            wide[(i / 24 + 1) * 40 + 9 + i % 24] = *value;
+        }
+        let x = tensor::<Plain>(&wide).reshape([rows + 1, 40]).slice([1..rows + 1, 9..33]);
+        let mut tall = Rng::new(6).uniform(-1.0, 1.0, 26 * 16);
+        for (i, value) in inputs.get("weight").iter().enumerate() {
+            tall[(i % 24 + 2) * 16 + 3 + i / 24] = *value;
+        }
+        let weight = tensor::<Plain>(&tall).reshape([26, 16]).slice([2..26, 3..13]).transpose();
+        let got = linear(x, weight, Some(tensor(&inputs.get("bias"))));
+        close_lists("a view", &[values(got)], &want, TOLERANCE);
+    }
 }

@@ -5,6 +5,7 @@
 
 pub(super) mod attention;
 pub(super) mod causal_conv1d;
+pub(super) mod linear;
 pub(super) mod rms_norm;
 pub(super) mod selective_scan;
 pub(super) mod ssd;

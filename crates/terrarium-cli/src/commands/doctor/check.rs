@@ -64,7 +64,7 @@ fn compare<B: KernelBackend>(op: Op, noise: &mut Noise<B>) -> Outcome {
 
 fn linear_difference<B: KernelBackend>(noise: &mut Noise<B>) -> f32 {
     let (x, weight) = (noise.tensor([65, 63]), noise.tensor([129, 63]));
-    difference([(linear::linear(x.clone(), weight.clone(), None), linear::reference::linear(x, weight))])
+    difference([(linear::linear(x.clone(), weight.clone(), None), linear::reference::linear(x, weight, None))])
 }
 
 fn conv_difference<B: KernelBackend>(noise: &mut Noise<B>) -> f32 {

@@ -120,6 +120,10 @@ fn look(arguments: &Arguments) -> Report {
     advice.extend(hub.advice());
     advice.extend(terminal.advice());
     let probed = on_device.unwrap_or_default();
+    if probed.paths.iter().any(|path| path.path.contains("cuBLASLt not found")) {
+        advice
+            .push("cuBLASLt was not found: linear layers run several times slower; install it (libcublasLt.so, part of CUDA)".to_string());
+    }
     Report {
         version: env!("CARGO_PKG_VERSION"),
         system: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
