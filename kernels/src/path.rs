@@ -1,5 +1,6 @@
 //! Which implementation of an operation runs: the reference, or a path made for the backend.
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
 
 use burn::tensor::DType;
@@ -83,8 +84,16 @@ pub fn set_choice(choice: KernelChoice) {
     CHOICE.store(choice as u8, Ordering::Relaxed);
 }
 
+thread_local! {
+    /// Takes the place of the choice in force, while what was queued under another one runs.
+    pub(crate) static PINNED: Cell<Option<KernelChoice>> = const { Cell::new(None) };
+}
+
 /// The choice in force.
 pub fn choice() -> KernelChoice {
+    if let Some(choice) = PINNED.get() {
+        return choice;
+    }
     match CHOICE.load(Ordering::Relaxed) {
         1 => KernelChoice::Reference,
         2 => KernelChoice::Fused,

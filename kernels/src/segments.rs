@@ -18,18 +18,24 @@ use crate::ArgumentError;
 /// and its outputs are zero. Values live on the host (they steer control flow), with one upload per batch.
 #[derive(Debug, Clone)]
 pub struct Segments<B: Backend> {
-    batch: usize,
-    len: usize,
-    ids: Arc<[i32]>,
-    prev: Arc<[i32]>,
-    lengths: Arc<[usize]>,
+    pub(crate) host: Arc<Host>,
     /// `[b, l]`: ids, with padding given the id of its row's last real token (or `prev`).
-    filled: Tensor<B, 2, Int>,
+    pub(crate) filled: Tensor<B, 2, Int>,
     /// `[b, l]`: true at real tokens.
-    valid: Tensor<B, 2, Bool>,
+    pub(crate) valid: Tensor<B, 2, Bool>,
     /// `[b, 2]`: per row the number of real tokens and `prev`.
     #[cfg_attr(not(feature = "_cube"), allow(dead_code, reason = "only kernels on devices read it"))]
-    bounds: Tensor<B, 2, Int>,
+    pub(crate) bounds: Tensor<B, 2, Int>,
+}
+
+/// What the host knows of [`Segments`].
+#[derive(Debug)]
+pub(crate) struct Host {
+    batch: usize,
+    len: usize,
+    ids: Vec<i32>,
+    prev: Vec<i32>,
+    lengths: Vec<usize>,
 }
 
 impl<B: Backend> Segments<B> {
@@ -68,14 +74,10 @@ impl<B: Backend> Segments<B> {
         }
         let bounds: Vec<i32> = lengths.iter().zip(&prev).flat_map(|(&real, &prev)| [real as i32, prev]).collect();
         Ok(Self {
-            batch,
-            len,
             bounds: Tensor::from_data(TensorData::new(bounds, [batch, 2]), device),
             filled: Tensor::from_data(TensorData::new(filled, [batch, len]), device),
             valid: Tensor::from_data(TensorData::new(valid, [batch, len]), device),
-            ids: ids.into(),
-            prev: prev.into(),
-            lengths: lengths.into(),
+            host: Arc::new(Host { batch, len, ids, prev, lengths }),
         })
     }
 
@@ -90,35 +92,35 @@ impl<B: Backend> Segments<B> {
 
     /// `[b, l]`.
     pub fn dims(&self) -> [usize; 2] {
-        [self.batch, self.len]
+        [self.host.batch, self.host.len]
     }
 
     /// Ids on the host, row-major `[b, l]`, `-1` at padding.
     pub fn ids(&self) -> &[i32] {
-        &self.ids
+        &self.host.ids
     }
 
     /// Id of the incoming state, `[b]`.
     pub fn prev(&self) -> &[i32] {
-        &self.prev
+        &self.host.prev
     }
 
     /// Real tokens per row, `[b]`.
     pub fn lengths(&self) -> &[usize] {
-        &self.lengths
+        &self.host.lengths
     }
 
     /// True when some row has padding.
     pub fn padded(&self) -> bool {
-        self.lengths.iter().any(|&n| n < self.len)
+        self.host.lengths.iter().any(|&n| n < self.host.len)
     }
 
     /// Id that the outgoing state belongs to, `[b]`.
     pub fn last(&self) -> Vec<i32> {
-        (0..self.batch)
-            .map(|row| match self.lengths[row] {
-                0 => self.prev[row],
-                n => self.ids[row * self.len + n - 1],
+        (0..self.host.batch)
+            .map(|row| match self.host.lengths[row] {
+                0 => self.host.prev[row],
+                n => self.host.ids[row * self.host.len + n - 1],
             })
             .collect()
     }
@@ -146,7 +148,7 @@ impl<B: Backend> Segments<B> {
 
     /// `prev` on the device, `[b, 1]`.
     pub(crate) fn prev_column(&self) -> Tensor<B, 2, Int> {
-        Self::column(&self.prev, &self.filled.device())
+        Self::column(&self.host.prev, &self.filled.device())
     }
 
     /// [`Self::last`] on the device, `[b, 1]`.
@@ -159,11 +161,7 @@ impl<B: AutodiffBackend> Segments<B> {
     /// The same segments on the backend below autodiff.
     pub fn inner(&self) -> Segments<B::InnerBackend> {
         Segments {
-            batch: self.batch,
-            len: self.len,
-            ids: self.ids.clone(),
-            prev: self.prev.clone(),
-            lengths: self.lengths.clone(),
+            host: Arc::clone(&self.host),
             filled: self.filled.clone().inner(),
             valid: self.valid.clone().inner(),
             bounds: self.bounds.clone().inner(),

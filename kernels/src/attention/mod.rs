@@ -24,7 +24,7 @@ pub struct AttentionMask<B: Backend> {
     s: usize,
     ids: Option<Arc<SlotIds>>,
     hidden: Arc<OnceLock<Tensor<B, 4, Bool>>>,
-    /// What the GPU kernels read: a tensor of the backend below autodiff, which is another type there.
+    /// What the GPU kernels read: a tensor of the backend below autodiff and fusion, which is another type there.
     #[cfg(feature = "_cube")]
     plan: Arc<OnceLock<Box<dyn std::any::Any + Send + Sync>>>,
 }
@@ -95,6 +95,15 @@ impl<B: Backend> AttentionMask<B> {
         Some(kept.filter(|plan| plan.device() == *device).cloned().unwrap_or_else(upload))
     }
 
+    /// The same mask on a backend that this one decorates.
+    pub(crate) fn on<C: Backend>(&self) -> AttentionMask<C> {
+        AttentionMask {
+            #[cfg(feature = "_cube")]
+            plan: Arc::clone(&self.plan),
+            ..AttentionMask::new(self.l, self.s, self.ids.clone())
+        }
+    }
+
     fn build(&self, device: &B::Device) -> Tensor<B, 4, Bool> {
         let Self { l, s, .. } = *self;
         let future = Tensor::<B, 2, Bool>::tril_mask([l, s], s as i64 - l as i64, device).unsqueeze::<4>();
@@ -110,11 +119,7 @@ impl<B: Backend> AttentionMask<B> {
 impl<B: AutodiffBackend> AttentionMask<B> {
     /// The same mask on the backend below autodiff.
     pub fn inner(&self) -> AttentionMask<B::InnerBackend> {
-        AttentionMask {
-            #[cfg(feature = "_cube")]
-            plan: Arc::clone(&self.plan),
-            ..AttentionMask::new(self.l, self.s, self.ids.clone())
-        }
+        self.on()
     }
 }
 

@@ -186,15 +186,15 @@ fn launch<T: BackendTask>(backend: &'static str, index: usize, task: T) -> Resul
         #[cfg(feature = "ndarray")]
         "ndarray" if index == 0 => Ok(task.run::<Autodiff<burn::backend::NdArray<f32>>>(&Default::default())),
         #[cfg(feature = "cuda")]
-        "cuda" => Ok(task.run::<Autodiff<burn::backend::Cuda<f32, i32>>>(&burn::backend::cuda::CudaDevice::new(index))),
+        "cuda" => Ok(task.run::<Autodiff<super::Cuda>>(&burn::backend::cuda::CudaDevice::new(index))),
         #[cfg(feature = "rocm")]
-        "rocm" => Ok(task.run::<Autodiff<burn::backend::Rocm<f32, i32>>>(&burn::backend::rocm::RocmDevice::new(index))),
+        "rocm" => Ok(task.run::<Autodiff<super::Rocm>>(&burn::backend::rocm::RocmDevice::new(index))),
         #[cfg(feature = "metal")]
-        "metal" => Ok(task.run::<Autodiff<burn::backend::Metal<f32, i32>>>(&wgpu_device(index))),
+        "metal" => Ok(task.run::<Autodiff<super::Metal>>(&wgpu_device(index))),
         #[cfg(feature = "vulkan")]
-        "vulkan" => Ok(task.run::<Autodiff<burn::backend::Vulkan<f32, i32>>>(&wgpu_device(index))),
+        "vulkan" => Ok(task.run::<Autodiff<super::Vulkan>>(&wgpu_device(index))),
         #[cfg(feature = "wgpu")]
-        "wgpu" => Ok(task.run::<Autodiff<burn::backend::WebGpu<f32, i32>>>(&wgpu_device(index))),
+        "wgpu" => Ok(task.run::<Autodiff<super::Wgpu>>(&wgpu_device(index))),
         _ => Err(format!("{backend} has no device {index}")),
     }
 }

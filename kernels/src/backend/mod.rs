@@ -3,6 +3,8 @@
 //! This is where features are chosen: each backend is a cargo feature, each device a [`DeviceSpec`].
 
 mod device;
+#[cfg(feature = "fusion")]
+mod fusion;
 
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{DType, Int, Tensor};
@@ -182,6 +184,29 @@ pub type CpuBackend = burn::backend::Flex;
 /// The CPU backend of this build: Flex where it is compiled in, else NdArray.
 #[cfg(all(feature = "ndarray", not(feature = "flex")))]
 pub type CpuBackend = burn::backend::NdArray<f32>;
+
+/// What lies below Burn's fusion decorator.
+#[cfg(feature = "fusion")]
+pub type Unfused<B> = <B as fusion::Decorator>::Below;
+/// What lies below Burn's fusion decorator: without the feature `fusion`, the backend itself.
+#[cfg(not(feature = "fusion"))]
+pub type Unfused<B> = B;
+
+/// GPU backends as `--device` takes them.
+#[cfg(feature = "cuda")]
+pub type Cuda = Unfused<burn::backend::Cuda<f32, i32>>;
+/// GPU backends as `--device` takes them.
+#[cfg(feature = "rocm")]
+pub type Rocm = Unfused<burn::backend::Rocm<f32, i32>>;
+/// GPU backends as `--device` takes them.
+#[cfg(feature = "metal")]
+pub type Metal = Unfused<burn::backend::Metal<f32, i32>>;
+/// GPU backends as `--device` takes them.
+#[cfg(feature = "vulkan")]
+pub type Vulkan = Unfused<burn::backend::Vulkan<f32, i32>>;
+/// GPU backends as `--device` takes them.
+#[cfg(feature = "wgpu")]
+pub type Wgpu = Unfused<burn::backend::WebGpu<f32, i32>>;
 
 /// A backend that trains: autodiff over a backend with this crate's operations.
 pub trait TrainBackend: KernelBackend + AutodiffBackend<InnerBackend: KernelBackend> {}

@@ -12,6 +12,7 @@ mod cumsum;
 mod embedding;
 mod linear;
 mod path;
+mod repeated;
 mod rms_norm_gated;
 mod rms_norm_residual;
 mod selective_scan;

@@ -33,7 +33,7 @@ pub(crate) const READY: bool = true;
 /// Widest head of a kernel; wider ones take the reference.
 const WIDEST: usize = 256;
 /// Rows of log-sum-exps are padded to a multiple of this, the largest tile.
-const PADDING: usize = 128;
+pub(crate) const PADDING: usize = 128;
 
 /// What a forward pass leaves behind.
 struct Saved<R: CubeRuntime> {
