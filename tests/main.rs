@@ -5,6 +5,8 @@ mod add_a_family;
 mod architecture;
 mod big;
 mod common;
+#[cfg(all(feature = "fusion", any(feature = "cuda", feature = "vulkan")))]
+mod fusion;
 mod layouts;
 mod packing;
 mod parity;
