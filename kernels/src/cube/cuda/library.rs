@@ -160,6 +160,14 @@ enum Route {
     Beside { stream: usize, before: usize, after: usize },
 }
 
+impl Route {
+    fn beside() -> Result<Self, String> {
+        let event = || create_event(CUevent_flags::CU_EVENT_DISABLE_TIMING).map(|event| event as usize);
+        let make = || Ok(Self::Beside { stream: create_stream(StreamKind::NonBlocking)? as usize, before: event()?, after: event()? });
+        make().map_err(|error: cudarc::driver::DriverError| format!("{error:?}"))
+    }
+}
+
 /// What the device's thread keeps: one context, so one handle.
 #[derive(Default)]
 struct Thread {
@@ -223,10 +231,7 @@ impl Thread {
             Some(stream) => Route::Own(stream as usize),
             None => {
                 log::warn!("CubeCL's CUDA stream was not found: matrix products are ordered by events, a few microseconds each");
-                let event = || create_event(CUevent_flags::CU_EVENT_DISABLE_TIMING).map(|event| event as usize);
-                let make = || Ok((create_stream(StreamKind::NonBlocking)? as usize, event()?, event()?));
-                let (stream, before, after) = make().map_err(|error: cudarc::driver::DriverError| format!("{error:?}"))?;
-                Route::Beside { stream, before, after }
+                Route::beside()?
             }
         };
         self.routes.insert(id, route);
@@ -287,5 +292,62 @@ impl Thread {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::backend::Cuda;
+    use burn::tensor::{DType, Distribution, Tensor};
+
+    use super::*;
+    use crate::cube::{down, up};
+
+    type B = Cuda<f32, i32>;
+
+    fn device() -> DeviceHandle<Server> {
+        DeviceHandle::new(cubecl::cuda::CudaDevice::default().to_id())
+    }
+
+    fn operands(k: usize) -> [Tensor<B, 2>; 2] {
+        [[33, k], [k, 20]].map(|shape| Tensor::random(shape, Distribution::Uniform(-1.0, 1.0), &Default::default()))
+    }
+
+    /// Largest difference from sums of products; Burn's own product may round to TF32.
+    fn error([a, b]: [Tensor<B, 2>; 2]) -> f32 {
+        let product = product(down(a.clone()), down(b.clone()), None).expect("cuBLASLt is installed");
+        let truth = (a.unsqueeze_dim::<3>(2) * b.unsqueeze_dim::<3>(0)).sum_dim(1).squeeze_dim::<2>(1);
+        let difference = up::<B, 2>(product) - truth;
+        difference.abs().max().into_scalar()
+    }
+
+    #[test]
+    fn products_are_right_on_either_route() {
+        assert!(available(), "these tests need cuBLASLt");
+        for k in [48, 130] {
+            assert!(error(operands(k)) < 1e-4);
+        }
+        let id = StreamId::current();
+        let route = move |_: &mut Server| THREAD.with_borrow(|thread| thread.routes.get(&id).copied());
+        assert!(matches!(device().submit_blocking(route), Ok(Some(Route::Own(_)))), "CubeCL's stream was not found");
+        let beside = move |_: &mut Server| THREAD.with_borrow_mut(|thread| thread.routes.insert(id, Route::beside().expect("a stream")));
+        device().submit_blocking(beside).expect("the device answers");
+        for k in [48, 130] {
+            assert!(error(operands(k)) < 1e-4);
+        }
+    }
+
+    #[test]
+    fn what_the_library_declines_is_left_to_others_and_a_failure_is_nan() {
+        let [a, b] = operands(8).map(|tensor| tensor.cast(DType::F64));
+        let run = || product(down(a.clone()), down(b.clone()), None);
+        assert!(run().is_none());
+        let id = cubecl::cuda::CudaDevice::default().to_id();
+        let shapes: Vec<Shape> = Host::with(id, |host| host.shapes.keys().filter(|shape| shape.dtype == DType::F64).copied().collect());
+        assert_eq!(shapes.len(), 1);
+        Host::note(id, shapes[0], true);
+        let failed = up::<B, 2>(run().expect("known to work")).into_data();
+        assert!(failed.iter::<f64>().all(f64::is_nan));
+        assert!(run().is_none(), "a failure is remembered");
     }
 }
