@@ -65,21 +65,28 @@ pub fn check<B: Backend>(x: &Tensor<B, 2>, weight: &Tensor<B, 2>) -> Result<(), 
 /// When [`check`] fails, or the bias has another size.
 pub fn linear<B: KernelBackend, const D: usize>(x: Tensor<B, D>, weight: Tensor<B, 2>, bias: Option<Tensor<B, 1>>) -> Tensor<B, D> {
     let mut shape = x.dims();
-    let rows = shape[..D - 1].iter().product();
-    let x = x.reshape([rows, shape[D - 1]]);
+    let (rows, inputs) = (shape[..D - 1].iter().product(), shape[D - 1]);
+    let [out, _] = weight.dims();
+    shape[D - 1] = out;
+    let (device, dtype) = (x.device(), x.dtype());
+    let nothing = rows * inputs * out == 0;
+    // Burn's reshape takes a zero to mean the old size.
+    let x = if nothing { Tensor::zeros([rows, inputs], (&device, dtype)) } else { x.reshape([rows, inputs]) };
     if let Err(error) = check(&x, &weight) {
         panic!("{error}");
     }
-    let [out, _] = weight.dims();
     if let Some(bias) = &bias {
         let expected = expect_shape("linear", "bias", &bias.dims(), &[out]);
         expected.unwrap_or_else(|error| panic!("{error}"));
     }
-    shape[D - 1] = out;
-    if rows * out == 0 {
+    if nothing {
+        let y = Tensor::zeros(shape, (&device, dtype));
         // Burn would broadcast no rows to the bias's one.
-        return Tensor::zeros(shape, (&x.device(), x.dtype()));
+        return match bias {
+            Some(bias) if rows * out > 0 => y + bias.unsqueeze(),
+            _ => y,
+        };
     }
-    announce::<B>(Op::Linear, x.dtype());
+    announce::<B>(Op::Linear, dtype);
     <B as KernelBackend>::linear(x, weight, bias).reshape(shape)
 }
