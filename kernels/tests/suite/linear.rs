@@ -116,14 +116,21 @@ fn a_transposed_weight_and_a_bias_are_honoured() {
 
 #[test]
 fn half_precision_rounds_only_results() {
+    // The output's gradient is rounded on its way in, and each gradient on its way out. On CPUs the sum with the bias is rounded once
+    // more, and gradients are Burn's own products, which sum in 16 bits.
+    let [once, slack] = if cfg!(any(feature = "cuda", feature = "vulkan")) { [1.0, 2.0] } else { [2.0, 16.0] };
     for (dtype, error) in halves() {
         for case in cases() {
             // Inputs are steps that these types represent.
-            close_lists(&format!("{dtype:?} of {case:?}"), &outputs(&case, &Way::Public, dtype), &case.scalar(&case.inputs()), error);
+            close_lists(
+                &format!("{dtype:?} of {case:?}"),
+                &outputs(&case, &Way::Public, dtype),
+                &case.scalar(&case.inputs()),
+                once * error,
+            );
             if case.rows * case.inputs <= 4096 {
                 let want = gradients(&case, &Way::Public, DType::F32, &[0]);
-                // The output's gradient is rounded on its way in, and each gradient on its way out.
-                close_bags(&format!("{dtype:?} of {case:?}"), &gradients(&case, &Way::Public, dtype, &[0]), &want, 2.0 * error);
+                close_bags(&format!("{dtype:?} of {case:?}"), &gradients(&case, &Way::Public, dtype, &[0]), &want, slack * error);
             }
         }
     }
