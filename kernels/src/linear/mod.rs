@@ -71,7 +71,7 @@ pub fn linear<B: KernelBackend, const D: usize>(x: Tensor<B, D>, weight: Tensor<
     let (device, dtype) = (x.device(), x.dtype());
     let nothing = rows * inputs * out == 0;
     // Burn's reshape takes a zero to mean the old size.
-    let x = if nothing { Tensor::zeros([rows, inputs], (&device, dtype)) } else { x.reshape([rows, inputs]) };
+    let x = if nothing { Tensor::empty([rows, inputs], (&device, dtype)) } else { x.reshape([rows, inputs]) };
     if let Err(error) = check(&x, &weight) {
         panic!("{error}");
     }
@@ -80,11 +80,14 @@ pub fn linear<B: KernelBackend, const D: usize>(x: Tensor<B, D>, weight: Tensor<
         expected.unwrap_or_else(|error| panic!("{error}"));
     }
     if nothing {
+        // Neither is anything to be launched for no numbers, nor may Burn broadcast no rows to the bias's one.
+        if rows * out == 0 {
+            return Tensor::empty(shape, (&device, dtype));
+        }
         let y = Tensor::zeros(shape, (&device, dtype));
-        // Burn would broadcast no rows to the bias's one.
         return match bias {
-            Some(bias) if rows * out > 0 => y + bias.unsqueeze(),
-            _ => y,
+            Some(bias) => y + bias.unsqueeze(),
+            None => y,
         };
     }
     announce::<B>(Op::Linear, dtype);
