@@ -42,11 +42,24 @@ pub(crate) fn empty<R: CubeRuntime>(like: &CubeTensor<R>, shape: impl Into<Shape
     empty_device_contiguous_dtype(like.client.clone(), like.device.clone(), shape.into(), dtype)
 }
 
-/// Zeros beside `like`.
+/// Zeros beside `like`, packed.
 pub(crate) fn zeros<R: CubeRuntime>(like: &CubeTensor<R>, shape: impl Into<Shape>, dtype: DType) -> CubeTensor<R> {
     let shape = shape.into();
     // There is no launch without elements.
-    if shape.num_elements() == 0 { empty(like, shape, dtype) } else { zeros_client(like.client.clone(), like.device.clone(), shape, dtype) }
+    if shape.num_elements() == 0 {
+        return empty(like, shape, dtype);
+    }
+    // As one row: Burn pads the rows of others on CUDA.
+    let flat = zeros_client(like.client.clone(), like.device.clone(), [shape.num_elements()].into(), dtype);
+    burn_cubecl::ops::reshape(flat, shape)
+}
+
+/// A tensor of zeros like `tensor`, also where there is nothing to launch a kernel for.
+pub(crate) fn zeros_like<B: Backend, const D: usize>(tensor: &Tensor<B, D>) -> Tensor<B, D> {
+    match tensor.shape().num_elements() {
+        0 => Tensor::empty(tensor.dims(), (&tensor.device(), tensor.dtype())),
+        _ => tensor.zeros_like(),
+    }
 }
 
 /// Parts of the last axis of a `[b, l, width]` tensor. Burn's slices are views only where the device could bind what comes behind them, too.

@@ -2,12 +2,11 @@
 
 use burn::tensor::{DType, Shape, TensorMetadata};
 use burn_cubecl::element::BoolElement;
-use burn_cubecl::ops::numeric::zeros_client;
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeBackend, CubeRuntime, FloatElement, IntElement};
 
 use super::prepare::{Documents, flat_f32};
-use crate::cube::{Device, cast, down, packed};
+use crate::cube::{Device, cast, down, packed, zeros};
 use crate::ssd::{SsdArgs, SsdDims, SsdOptions};
 
 /// Arguments; shapes as in [`SsdArgs`]. As they come, views and all, until [`Call::packed`].
@@ -102,6 +101,6 @@ impl<R: CubeRuntime> Call<R> {
     }
 
     pub(super) fn zeros(&self, shape: impl Into<Shape>, dtype: DType) -> CubeTensor<R> {
-        zeros_client(self.x.client.clone(), self.x.device.clone(), shape.into(), dtype)
+        zeros(&self.x, shape, dtype)
     }
 }

@@ -26,7 +26,7 @@ use burn_cubecl::{CubeBackend, CubeRuntime, FloatElement, IntElement};
 use self::call::{Call, Grads};
 use super::{SsdArgs, SsdDims, SsdGrads, SsdOut, reference};
 use crate::Segments;
-use crate::cube::{Device, down, up};
+use crate::cube::{Device, down, up, zeros_like};
 
 /// Whether the kernels are there.
 pub(crate) const READY: bool = true;
@@ -127,10 +127,10 @@ fn nothing<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolElement>(
 ) -> SsdOut<CubeBackend<R, F, I, BT>> {
     let device = args.x.device();
     // Without tokens the state passes through; else it has no elements.
-    let state = args.state.map_or_else(|| Tensor::zeros([b, h, p, n], (&device, DType::F32)), |state| state.cast(DType::F32));
+    let state = args.state.unwrap_or_else(|| zeros_like(&Tensor::empty([b, h, p, n], (&device, DType::F32)))).cast(DType::F32);
     let y = match args.d {
         Some(d) if n == 0 => skipped(args.x, &d, args.segments.as_ref()),
-        _ => args.x.zeros_like(),
+        _ => zeros_like(&args.x),
     };
     SsdOut { y, state }
 }
@@ -163,17 +163,17 @@ fn empty_grads<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolElement>(
             let dd = products.sum_dim(3).sum_dim(1).sum_dim(0).reshape([dims[2]]).cast(d.dtype());
             (skipped(dy, d, args.segments.as_ref()), Some(dd))
         }
-        (d, _) => (args.x.zeros_like(), d.as_ref().map(Tensor::zeros_like)),
+        (d, _) => (zeros_like(&args.x), d.as_ref().map(zeros_like)),
     };
     SsdGrads {
         x: dx,
-        dt: args.dt.zeros_like(),
-        a: args.a.zeros_like(),
-        b: args.b.zeros_like(),
-        c: args.c.zeros_like(),
+        dt: zeros_like(&args.dt),
+        a: zeros_like(&args.a),
+        b: zeros_like(&args.b),
+        c: zeros_like(&args.c),
         d: dd,
-        dt_bias: args.dt_bias.map(|bias| bias.zeros_like()),
+        dt_bias: args.dt_bias.as_ref().map(zeros_like),
         // Without tokens the state passes through.
-        state: args.state.map(|state| dstate.map_or_else(|| state.zeros_like(), |dstate| dstate.cast(state.dtype()))),
+        state: args.state.map(|state| dstate.map_or_else(|| zeros_like(&state), |dstate| dstate.cast(state.dtype()))),
     }
 }
