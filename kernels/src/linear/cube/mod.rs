@@ -31,6 +31,7 @@ fn library<R: CubeRuntime>() -> Option<bool> {
 }
 
 #[cfg(not(feature = "cuda"))]
+#[allow(clippy::extra_unused_type_parameters, reason = "with CUDA it decides")]
 fn library<R: CubeRuntime>() -> Option<bool> {
     None
 }
