@@ -192,19 +192,20 @@ pub type Unfused<B> = <B as fusion::Decorator>::Below;
 #[cfg(not(feature = "fusion"))]
 pub type Unfused<B> = B;
 
-/// GPU backends as `--device` takes them.
+/// CUDA as `--device` takes it. Never fused: Burn 0.21's fusion may take a padded tensor for a packed one
+/// (tracel-ai/burn#5395), and CUDA pads rows.
 #[cfg(feature = "cuda")]
 pub type Cuda = Unfused<burn::backend::Cuda<f32, i32>>;
-/// GPU backends as `--device` takes them.
+/// ROCm as `--device` takes it. Never fused, as [CUDA](Cuda).
 #[cfg(feature = "rocm")]
 pub type Rocm = Unfused<burn::backend::Rocm<f32, i32>>;
-/// GPU backends as `--device` takes them.
+/// Metal as `--device` takes it. Fusion was never tried there.
 #[cfg(feature = "metal")]
 pub type Metal = Unfused<burn::backend::Metal<f32, i32>>;
-/// GPU backends as `--device` takes them.
+/// Vulkan as `--device` takes it: fused with the feature `fusion`.
 #[cfg(feature = "vulkan")]
-pub type Vulkan = Unfused<burn::backend::Vulkan<f32, i32>>;
-/// GPU backends as `--device` takes them.
+pub type Vulkan = burn::backend::Vulkan<f32, i32>;
+/// WebGPU as `--device` takes it. Fusion was never tried there.
 #[cfg(feature = "wgpu")]
 pub type Wgpu = Unfused<burn::backend::WebGpu<f32, i32>>;
 

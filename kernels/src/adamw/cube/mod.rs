@@ -30,8 +30,8 @@ fn adamw_kernel<G: Float, W: Float, N: Size>(
     eps: f32,
     step: f32,
     keep: f32,
-    #[define(G)] _grad: StorageType,
-    #[define(W)] _value: StorageType,
+    #[define(G)] _grad_dtype: StorageType,
+    #[define(W)] _value_dtype: StorageType,
 ) {
     let at = ABSOLUTE_POS;
     if at < vectors as usize {

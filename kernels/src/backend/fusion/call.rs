@@ -13,6 +13,16 @@ use crate::path::{KernelChoice, PINNED, choice};
 use crate::segments::Host;
 use crate::{KernelBackend, Segments};
 
+/// Tells what a decorator decorates.
+pub trait Decorator {
+    /// The backend below.
+    type Below;
+}
+
+impl<B: FusionBackend> Decorator for Fusion<B> {
+    type Below = B;
+}
+
 type Runtime<B> = <B as FusionBackend>::FusionRuntime;
 type Handles<B> = HandleContainer<<Runtime<B> as FusionRuntime>::FusionHandle>;
 
@@ -101,6 +111,11 @@ impl<B: FusionBackend + KernelBackend> Call<B> {
     pub fn out_maybe<const D: usize>(&mut self, tensor: &Option<Tensor<Fusion<B>, D>>) -> bool {
         tensor.iter().for_each(|tensor| self.out_like(tensor));
         tensor.is_some()
+    }
+
+    /// Whether no output is declared.
+    pub fn is_silent(&self) -> bool {
+        self.outputs.is_empty()
     }
 
     /// Queues the operation. `run` gives its outputs in the declared order.

@@ -11,26 +11,19 @@ use burn_fusion::{Fusion, FusionBackend};
 
 use self::args::{attention_args, conv_args, norm_args, residual_args, residual_kept, scan_args, ssd_args};
 use self::call::Call;
+pub use self::call::Decorator;
+use crate::adamw::{self, AdamWArgs, AdamWOut};
 use crate::attention::{self, AttentionArgs, AttentionGrads};
 use crate::causal_conv1d::{self, ConvArgs, ConvGrads, ConvOut};
 use crate::cross_entropy::{self, CrossEntropyArgs, CrossEntropyOut};
 use crate::cube::down;
-use crate::path::fused;
+use crate::linear::{self, LinearGrads, LinearKept};
+use crate::path::{KernelChoice, choice, fused};
 use crate::rms_norm_gated::{self, NormArgs, NormGrads};
 use crate::rms_norm_residual::{self, ResidualNormArgs, ResidualNormGrads, ResidualNormKept, ResidualNormOut};
 use crate::selective_scan::{self, ScanArgs, ScanGrads, ScanOut};
 use crate::ssd::{self, SsdArgs, SsdGrads, SsdOut};
 use crate::{KernelBackend, Op};
-
-/// Tells what a decorator decorates.
-pub trait Decorator {
-    /// The backend below.
-    type Below;
-}
-
-impl<B: FusionBackend> Decorator for Fusion<B> {
-    type Below = B;
-}
 
 const PROMISED: &str = "a fast path has a backward";
 
@@ -344,13 +337,61 @@ impl<B: FusionBackend + KernelBackend> KernelBackend for Fusion<B> {
         call.queue(move |taken| vec![down(B::running_sum(taken.float(x), reverse))]).next()
     }
 
-    fn linear(x: Tensor<Self, 2>, weight: Tensor<Self, 2>) -> Tensor<Self, 2> {
+    fn linear(x: Tensor<Self, 2>, weight: Tensor<Self, 2>, bias: Option<Tensor<Self, 1>>) -> Tensor<Self, 2> {
         if fused::<B>(Op::Linear, x.dtype()).is_none() {
-            return crate::linear::reference::linear(x, weight);
+            return linear::reference::linear(x, weight, bias);
         }
         let mut call = Call::<B>::new("linear");
         call.out([x.dims()[0], weight.dims()[0]], x.dtype());
-        let (x, weight) = (call.float(x), call.float(weight));
-        call.queue(move |taken| vec![down(<B as KernelBackend>::linear(taken.float(x), taken.float(weight)))]).next()
+        let (x, weight, bias) = (call.float(x), call.float(weight), call.maybe(bias));
+        call.queue(move |taken| {
+            let (x, weight, bias) = (taken.float(x), taken.float(weight), taken.maybe(bias));
+            vec![down(<B as KernelBackend>::linear(x, weight, bias))]
+        })
+        .next()
+    }
+
+    fn linear_backward(kept: LinearKept<Self>, dy: Tensor<Self, 2>) -> LinearGrads<Self> {
+        if fused::<B>(Op::Linear, dy.dtype()).is_none() {
+            return linear::reference::gradients(kept, dy);
+        }
+        let ([rows, outputs], dtype) = (dy.dims(), dy.dtype());
+        let LinearKept { x, weight, bias } = kept;
+        let mut call = Call::<B>::new(if bias { "linear_backward with bias" } else { "linear_backward" });
+        let there = [weight.is_some(), x.is_some()];
+        weight.iter().for_each(|weight| call.out([rows, weight.dims()[1]], dtype));
+        x.iter().for_each(|x| call.out([outputs, x.dims()[1]], dtype));
+        if bias {
+            call.out([outputs], dtype);
+        }
+        if call.is_silent() {
+            return LinearGrads { x: None, weight: None, bias: None };
+        }
+        let (x, weight, dy) = (call.maybe(x), call.maybe(weight), call.float(dy));
+        let mut out = call.queue(move |taken| {
+            let kept = LinearKept { x: taken.maybe(x), weight: taken.maybe(weight), bias };
+            let grads = B::linear_backward(kept, taken.float(dy));
+            gradients!(grads: ; x, weight, bias)
+        });
+        LinearGrads { x: out.next_if(there[0]), weight: out.next_if(there[1]), bias: out.next_if(bias) }
+    }
+
+    fn adamw(args: AdamWArgs<Self>) -> AdamWOut<Self> {
+        if choice() == KernelChoice::Reference {
+            return adamw::reference::adamw(args);
+        }
+        let AdamWArgs { value, grad, moments, factors } = args;
+        let mut call = Call::<B>::new("adamw");
+        call.out_like(&value);
+        call.out(value.dims(), DType::F32);
+        call.out(value.dims(), DType::F32);
+        let (first, second) = moments.unzip();
+        let (value, grad, first, second) = (call.float(value), call.float(grad), call.maybe(first), call.maybe(second));
+        let mut out = call.queue(move |taken| {
+            let (value, grad, moments) = (taken.float(value), taken.float(grad), taken.maybe(first).zip(taken.maybe(second)));
+            let out = B::adamw(AdamWArgs { value, grad, moments, factors });
+            vec![down(out.value), down(out.first), down(out.second)]
+        });
+        AdamWOut { value: out.next(), first: out.next(), second: out.next() }
     }
 }
