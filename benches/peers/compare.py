@@ -14,12 +14,16 @@ def read(files):
     """(machines, {(op, case): {path: [row, ...]}})"""
     machines, rows = [], {}
     for file in files:
+        dtype = None
         for line in open(file):
             value = json.loads(line)
             if "op" not in value:
                 machines.append(value)
+                dtype = value["dtype"]
             elif value["case"]:
-                rows.setdefault((value["op"], value["case"]), {}).setdefault(value["path"], []).append(value)
+                # A case in another type than the machine's is another case.
+                case = value["case"] if value["dtype"] == dtype else f"{value['case']} {value['dtype'].lower()}"
+                rows.setdefault((value["op"], case), {}).setdefault(value["path"], []).append(value)
     return machines, rows
 
 

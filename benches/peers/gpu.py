@@ -252,8 +252,9 @@ def ssd_step_cases(table):
                 return dict(state=rand(b, h, p, n, dtype=f32, grad=False), x=rand(b, h, p, grad=False),
                             dt=wide(torch.exp(spread(b, h, low=math.log(1e-3), high=math.log(1e-1)))[:, :, None], b, h, p),
                             a=wide(spread(h, low=-16, high=-1)[:, None, None], h, p, n), b=rand(b, 1, n, grad=False), c=rand(b, 1, n, grad=False),
-                            d=wide(rand(h, dtype=f32, grad=False)[:, None], h, p))
-            run = lambda s: selective_state_update(s["state"], s["x"], s["dt"], s["a"], s["b"], s["c"], s["d"])
+                            d=wide(rand(h, dtype=f32, grad=False)[:, None], h, p), bias=wide(torch.zeros(h, device=DEV)[:, None], h, p))
+            # This version asks for strides of the bias even where there is none.
+            run = lambda s: selective_state_update(s["state"], s["x"], s["dt"], s["a"], s["b"], s["c"], s["d"], dt_bias=s["bias"])
             return dict(forward=measure(run, copies(make, b * h * p * n * 4)))
         table.case("ssd_step", f"b={b} h={h} p={p} g=1 n={n}", "triton", work)
 

@@ -167,6 +167,11 @@ pub trait KernelBackend: Backend {
         crate::split::views(&x, widths)
     }
 
+    /// Parts `[b, l, width]` beside one another along the last axis.
+    fn join(parts: Vec<Tensor<Self, 3>>) -> Tensor<Self, 3> {
+        Tensor::cat(parts, 2)
+    }
+
     /// One step of the optimiser; see [`crate::adamw`].
     fn adamw(args: AdamWArgs<Self>) -> AdamWOut<Self> {
         adamw::reference::adamw(args)

@@ -16,7 +16,7 @@ use crate::rms_norm_gated::{self, NormArgs, NormGrads};
 use crate::rms_norm_residual::{self, ResidualNormArgs, ResidualNormGrads, ResidualNormKept, ResidualNormOut};
 use crate::selective_scan::{self, ScanArgs, ScanGrads, ScanOut};
 use crate::ssd::{self, SsdArgs, SsdGrads, SsdOut};
-use crate::{KernelBackend, Op, cumsum, embedding};
+use crate::{KernelBackend, Op, cumsum, embedding, split};
 
 impl<R, F, I, BT> KernelBackend for CubeBackend<R, F, I, BT>
 where
@@ -159,7 +159,14 @@ where
     }
 
     fn split(x: Tensor<Self, 3>, widths: &[usize]) -> Vec<Tensor<Self, 3>> {
-        super::split(&down(x), widths).into_iter().map(up).collect()
+        split::cube::split(&down(x), widths).into_iter().map(up).collect()
+    }
+
+    fn join(parts: Vec<Tensor<Self, 3>>) -> Tensor<Self, 3> {
+        match split::cube::join(parts.iter().cloned().map(down).collect()) {
+            Some(joined) => up(joined),
+            None => Tensor::cat(parts, 2),
+        }
     }
 
     fn adamw(args: AdamWArgs<Self>) -> AdamWOut<Self> {

@@ -62,26 +62,6 @@ pub(crate) fn zeros_like<B: Backend, const D: usize>(tensor: &Tensor<B, D>) -> T
     }
 }
 
-/// Parts of the last axis of a `[b, l, width]` tensor. Burn's slices are views only where the device could bind what comes behind them, too.
-pub(crate) fn split<R: CubeRuntime>(x: &CubeTensor<R>, widths: &[usize]) -> Vec<CubeTensor<R>> {
-    let [b, l, _] = x.shape().dims();
-    let alignment = x.client.properties().memory.alignment;
-    let mut end = 0;
-    let part = |&width: &usize| {
-        let start = end;
-        end += width;
-        let offset = (start * x.meta.strides()[2] * x.dtype().size()) as u64;
-        if !offset.is_multiple_of(alignment) || x.shape().num_elements() == 0 {
-            return burn_cubecl::kernel::slice(x.clone(), &[0..b, 0..l, start..end]);
-        }
-        let mut view = x.clone();
-        view.handle = view.handle.offset_start(offset);
-        *view.meta.shape_mut() = Shape::from([b, l, width]);
-        view
-    };
-    widths.iter().map(part).collect()
-}
-
 /// A float tensor's primitive.
 pub(crate) fn down<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> B::FloatTensorPrimitive {
     tensor.into_primitive().tensor()

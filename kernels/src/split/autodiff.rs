@@ -11,7 +11,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{DType, Tensor, TensorPrimitive};
 
-use super::views;
+use crate::KernelBackend;
 
 type Slot<B> = Arc<Mutex<Option<FloatTensor<B>>>>;
 
@@ -27,7 +27,7 @@ struct Kept<B: Backend> {
 #[derive(Debug)]
 struct Join;
 
-impl<B: Backend> Backward<B, 1> for Join {
+impl<B: KernelBackend> Backward<B, 1> for Join {
     type State = Kept<B>;
 
     fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _checkpointer: &mut Checkpointer) {
@@ -37,7 +37,7 @@ impl<B: Backend> Backward<B, 1> for Join {
             Some(grad) => Tensor::<B, 3>::from_primitive(TensorPrimitive::Float(grad)),
             None => Tensor::zeros([b, l, width], (&device, dtype)),
         });
-        grads.register::<B>(parent.id, Tensor::cat(parts.collect(), 2).into_primitive().tensor());
+        grads.register::<B>(parent.id, B::join(parts.collect()).into_primitive().tensor());
     }
 }
 
@@ -54,12 +54,15 @@ impl<B: Backend> Backward<B, 1> for Leaf {
 }
 
 /// Splits `x` as one node.
-pub(crate) fn record<B: Backend, C: CheckpointStrategy>(x: Tensor<Autodiff<B, C>, 3>, widths: &[usize]) -> Vec<Tensor<Autodiff<B, C>, 3>> {
+pub(crate) fn record<B: KernelBackend, C: CheckpointStrategy>(
+    x: Tensor<Autodiff<B, C>, 3>,
+    widths: &[usize],
+) -> Vec<Tensor<Autodiff<B, C>, 3>> {
     let [b, l, _] = x.dims();
     let (dtype, device) = (x.dtype(), x.device());
     let outer = x.into_primitive().tensor();
     let inner = Tensor::<B, 3>::from_primitive(TensorPrimitive::Float(outer.primitive.clone()));
-    let parts = views(&inner, widths).into_iter().map(|part| part.into_primitive().tensor());
+    let parts = B::split(inner, widths).into_iter().map(|part| part.into_primitive().tensor());
     let slots: Vec<Slot<B>> = widths.iter().map(|_| Slot::<B>::default()).collect();
     let kept = Kept::<B> { rows: [b, l], widths: widths.to_vec(), dtype, device, slots: slots.clone() };
     let up = |primitive| Tensor::from_primitive(TensorPrimitive::Float(primitive));

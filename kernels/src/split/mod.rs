@@ -4,6 +4,8 @@
 //! a Mamba-2 projection some ten passes over it.
 
 mod autodiff;
+#[cfg(feature = "_cube")]
+pub(crate) mod cube;
 
 pub(crate) use autodiff::record;
 

@@ -39,3 +39,48 @@ fn parts_and_their_gradients_are_those_of_narrow() {
         grad.assert_approx_eq::<f32>(&want_grad, burn::tensor::Tolerance::absolute(1e-6));
     }
 }
+
+/// Widths that GPUs read in vectors, in parts that begin on and off their alignment: as views, joined, and as arguments.
+#[test]
+fn wide_parts_are_views_that_operations_read() {
+    use terrarium_kernels::KernelBackend;
+    use terrarium_kernels::cross_entropy::{CrossEntropyArgs, cross_entropy};
+    use terrarium_kernels::rms_norm_gated::{NormArgs, rms_norm_gated};
+    type P = Plain;
+    let device = Default::default();
+    let (b, l, widths) = (2, 3, [256, 192, 24]);
+    let width = widths.iter().sum::<usize>();
+    let mut rng = Rng::new(5);
+    let values: Vec<f32> = rng.uniform(-1.0, 1.0, b * l * width).into_iter().map(|value| value as f32).collect();
+    let x = Tensor::<P, 3>::from_data(TensorData::new(values, [b, l, width]), (&device, DType::F32));
+    let parts = split(x.clone(), widths);
+    let mut start = 0;
+    for (part, width) in parts.iter().zip(widths) {
+        let narrow = x.clone().narrow(2, start, width).into_data();
+        assert_eq!(part.clone().into_data(), narrow, "at {start}");
+        // The same values without a place in a wider tensor.
+        let alone = Tensor::<P, 3>::from_data(narrow, (&device, DType::F32));
+        let y = Tensor::<P, 3>::ones([b, l, width], (&device, DType::F32));
+        let weight = Tensor::<P, 1>::ones([width], (&device, DType::F32));
+        let norm = |z: Tensor<P, 3>| {
+            let args = NormArgs { y: y.clone(), z: Some(z), weight: weight.clone(), groups: 1, eps: 1e-5 };
+            let grads = P::rms_norm_gated_backward(args.clone(), y.clone());
+            (rms_norm_gated(args).into_data(), grads.map(|grads| grads.z.expect("a gate").into_data()))
+        };
+        assert_eq!(norm(part.clone()), norm(alone.clone()), "the gate at {start}");
+        let rows = [b * l, width];
+        let loss = |logits: Tensor<P, 3>| {
+            // A row of the batch is enough: rows of more would be copied on the way to two axes.
+            let logits = logits.narrow(0, 1, 1).squeeze_dim::<2>(0);
+            let targets = Tensor::from_data(TensorData::new(vec![3i32, 0, width as i32 - 1], [l]), &device);
+            let args = CrossEntropyArgs { logits, targets };
+            let out = P::cross_entropy(args.clone());
+            let ones = Tensor::<P, 1>::ones([l], (&device, DType::F32));
+            let grad = P::cross_entropy_backward(args.clone(), out.log_sum, ones).map(Tensor::into_data);
+            (cross_entropy(args).into_data(), grad)
+        };
+        assert_eq!(loss(part.clone()), loss(alone), "logits at {start} of {rows:?}");
+        start += width;
+    }
+    assert_eq!(P::join(parts.to_vec()).into_data(), x.into_data());
+}

@@ -28,6 +28,7 @@ pub(super) fn exponentials<F: Float, N: Size>(
     splits: u32,
     span: u32,
     vectors: u32,
+    pitch: u32,
     #[comptime] team: Team,
     #[define(F)] _dtype: StorageType,
 ) {
@@ -36,7 +37,7 @@ pub(super) fn exponentials<F: Float, N: Size>(
     let splits = splits as usize;
     let lane = UNIT_POS as usize;
     let live = CUBE_POS < rows as usize * splits;
-    let base = select(live, CUBE_POS / splits, 0) * vectors;
+    let base = select(live, CUBE_POS / splits, 0) * pitch as usize;
     let from = min(CUBE_POS % splits * span as usize, vectors);
     let to = min(from + span as usize, vectors);
 
@@ -100,6 +101,7 @@ pub(super) fn losses<F: Float>(
     rows: u32,
     splits: u32,
     v: u32,
+    pitch: u32,
     #[define(F)] _dtype: StorageType,
 ) {
     let row = ABSOLUTE_POS;
@@ -117,7 +119,7 @@ pub(super) fn losses<F: Float>(
         log_sum[row] = total;
         let target = targets[row];
         if target >= 0 && target < v as i32 {
-            loss[row] = total - f32::cast_from(logits[row * v as usize + target as usize]);
+            loss[row] = total - f32::cast_from(logits[row * pitch as usize + target as usize]);
         } else {
             loss[row] = 0.0f32;
         }
@@ -155,13 +157,15 @@ pub(super) fn gradient<F: Float, N: Size>(
     rows: u32,
     splits: u32,
     vectors: u32,
+    pitch: u32,
     #[comptime] units: u32,
     #[define(F)] _dtype: StorageType,
 ) {
     let units = comptime!(units as usize);
     let row = CUBE_POS / splits as usize;
     if row < rows as usize {
-        let base = row * vectors as usize;
+        let base = row * pitch as usize;
+        let into = row * vectors as usize;
         let from = CUBE_POS % splits as usize * comptime!(units * DEEP) + UNIT_POS as usize;
         let mut x = Array::<Vector<F, N>>::new(comptime!(DEEP));
         #[unroll]
@@ -172,7 +176,7 @@ pub(super) fn gradient<F: Float, N: Size>(
         for k in 0..DEEP {
             let at = from + k * units;
             if at < vectors as usize {
-                out[base + at] = slope::<F, N>(x[k], log_sum[row], dloss[row], targets[row], at);
+                out[into + at] = slope::<F, N>(x[k], log_sum[row], dloss[row], targets[row], at);
             }
         }
     }
@@ -188,13 +192,14 @@ pub(super) fn gradient_in_place<F: Float, N: Size>(
     rows: u32,
     splits: u32,
     vectors: u32,
+    pitch: u32,
     #[comptime] units: u32,
     #[define(F)] _dtype: StorageType,
 ) {
     let units = comptime!(units as usize);
     let row = CUBE_POS / splits as usize;
     if row < rows as usize {
-        let base = row * vectors as usize;
+        let base = row * pitch as usize;
         let from = CUBE_POS % splits as usize * comptime!(units * DEEP) + UNIT_POS as usize;
         let mut x = Array::<Vector<F, N>>::new(comptime!(DEEP));
         #[unroll]

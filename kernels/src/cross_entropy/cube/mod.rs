@@ -21,13 +21,26 @@ fn units(device: &Device, vectors: usize) -> u32 {
     vectors.div_ceil(kernels::DEEP).next_power_of_two().clamp(32.min(limit), limit) as u32
 }
 
+/// Logits whose rows may lie apart, as Burn pads them on CUDA; copied where vectors of `width` could not read them.
+fn pitched<R: CubeRuntime>(logits: CubeTensor<R>, width: usize) -> (CubeTensor<R>, usize) {
+    let [rows, v] = logits.shape().dims();
+    let strides = logits.meta.strides();
+    let pitch = if rows > 1 { strides[0] } else { v };
+    let aligned = (logits.handle.offset_start.unwrap_or(0) as usize).is_multiple_of(width * logits.dtype().size());
+    if (strides[1] == 1 || v == 1) && pitch >= v && pitch.is_multiple_of(width) && aligned && u32::try_from(pitch).is_ok() {
+        return (logits, pitch);
+    }
+    (packed(logits), v)
+}
+
 /// Loss and logarithm of the sum, each `[rows]`.
 fn sums<R: CubeRuntime>(logits: CubeTensor<R>, targets: CubeTensor<R>) -> [CubeTensor<R>; 2] {
     let [rows, v] = logits.shape().dims();
-    let (logits, targets) = (packed(logits), packed(cast(targets, DType::I32)));
+    let width = vector_width(&logits.client, &[logits.dtype()], v);
+    let (logits, pitch) = pitched(logits, width);
+    let targets = packed(cast(targets, DType::I32));
     let client = &logits.client;
     let device = Device::of(client);
-    let width = vector_width(client, &[logits.dtype()], v);
     let vectors = v / width;
     let units = units(&device, vectors);
     // A few rows alone would not fill the device.
@@ -50,6 +63,7 @@ fn sums<R: CubeRuntime>(logits: CubeTensor<R>, targets: CubeTensor<R>) -> [CubeT
             splits as u32,
             span as u32,
             vectors as u32,
+            (pitch / width) as u32,
             Team::new(&device, units, units),
             logits.dtype().into(),
         );
@@ -66,6 +80,7 @@ fn sums<R: CubeRuntime>(logits: CubeTensor<R>, targets: CubeTensor<R>) -> [CubeT
             rows as u32,
             splits as u32,
             v as u32,
+            pitch as u32,
             logits.dtype().into(),
         );
     }
@@ -75,27 +90,28 @@ fn sums<R: CubeRuntime>(logits: CubeTensor<R>, targets: CubeTensor<R>) -> [CubeT
 /// Gradient of the logits, in their place if nobody else holds them.
 fn gradient<R: CubeRuntime>(logits: CubeTensor<R>, targets: CubeTensor<R>, log_sum: CubeTensor<R>, dloss: CubeTensor<R>) -> CubeTensor<R> {
     let [rows, v] = logits.shape().dims();
-    let (logits, targets) = (packed(logits), packed(cast(targets, DType::I32)));
+    let width = vector_width(&logits.client, &[logits.dtype()], v);
+    let (logits, pitch) = pitched(logits, width);
+    let targets = packed(cast(targets, DType::I32));
     let (log_sum, dloss) = (packed(log_sum), packed(cast(dloss, DType::F32)));
     let client = logits.client.clone();
     let device = Device::of(&client);
-    let width = vector_width(&client, &[logits.dtype()], v);
     let vectors = v / width;
     let units = units(&device, vectors);
     let splits = vectors.div_ceil(units as usize * kernels::DEEP);
     let grid = cube_grid(&device, rows * splits);
     let dtype = logits.dtype().into();
-    let sizes = [rows as u32, splits as u32, vectors as u32];
+    let sizes = [rows as u32, splits as u32, vectors as u32, (pitch / width) as u32];
     let out = if logits.can_mut() { None } else { Some(empty(&logits, [rows, v], logits.dtype())) };
     // SAFETY: the kernels guard rows and columns; a vector is read and written by one unit.
     unsafe {
-        let [rows, splits, vectors] = sizes;
+        let [rows, splits, vectors, pitch] = sizes;
         let (dim, addresses) = (CubeDim::new_1d(units), addresses(&[&logits]));
         let [targets, log_sum, dloss] = [&targets, &log_sum, &dloss].map(array);
         let x = array(&logits);
         match &out {
             None => kernels::gradient_in_place::launch_unchecked::<R>(
-                &client, grid, dim, addresses, width, x, targets, log_sum, dloss, rows, splits, vectors, units, dtype,
+                &client, grid, dim, addresses, width, x, targets, log_sum, dloss, rows, splits, vectors, pitch, units, dtype,
             ),
             Some(out) => kernels::gradient::launch_unchecked::<R>(
                 &client,
@@ -111,6 +127,7 @@ fn gradient<R: CubeRuntime>(logits: CubeTensor<R>, targets: CubeTensor<R>, log_s
                 rows,
                 splits,
                 vectors,
+                pitch,
                 units,
                 dtype,
             ),

@@ -4,7 +4,7 @@ mod few;
 mod skinny;
 mod sums;
 
-use burn::tensor::{Tensor, TensorMetadata};
+use burn::tensor::{DType, Tensor, TensorMetadata};
 use burn_cubecl::element::BoolElement;
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeBackend, CubeRuntime, FloatElement, IntElement};
@@ -74,11 +74,15 @@ pub(crate) fn forward<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolEl
         let (x, weight) = (down(x.clone()), down(weight.clone()));
         // A kernel reads it packed, in the dtype of the rest.
         let bias = bias.clone().map(|bias| packed(down(bias.cast(x.dtype()))));
-        // One row leaves tensor cores idle, and needs none.
-        let skinny = if rows > 1 { skinny::product(&x, &weight, bias.as_ref()) } else { None };
-        let few = skinny.or_else(|| few::product(&x, &weight, bias.as_ref()));
         let turned = || down(up::<Backend<R, F, I, BT>, 2>(weight.clone()).transpose());
-        if let Some(y) = few.or_else(|| by_library(&x, &turned(), bias.as_ref())) {
+        let library = || by_library(&x, &turned(), bias.as_ref());
+        // One row leaves tensor cores idle, and needs none. From two on the library is the fastest there is.
+        let own = || {
+            let skinny = if rows > 1 { skinny::product(&x, &weight, bias.as_ref()) } else { None };
+            skinny.or_else(|| few::product(&x, &weight, bias.as_ref()))
+        };
+        let y = if rows > 1 && x.dtype() != DType::F32 { library().or_else(own) } else { own().or_else(library) };
+        if let Some(y) = y {
             return up(y);
         }
     }

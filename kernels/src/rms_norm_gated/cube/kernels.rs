@@ -36,6 +36,7 @@ pub(super) fn norm_forward<F: Float, Z: Float, W: Float, N: Size>(
     out: &mut Array<Vector<F, N>>,
     pieces: u32,
     groups: u32,
+    gate_pitch: u32,
     eps: f32,
     #[comptime] plan: RowPlan,
     #[comptime] gated: bool,
@@ -51,6 +52,7 @@ pub(super) fn norm_forward<F: Float, Z: Float, W: Float, N: Size>(
     let safe = select(live, piece, pieces as usize - 1);
     let base = safe * vectors;
     let weights = safe % groups as usize * vectors;
+    let gates = safe / groups as usize * gate_pitch as usize + weights;
 
     let mut ys = Array::<Vector<F, N>>::new(each);
     let mut zs = Array::<Vector<Z, N>>::new(each);
@@ -62,7 +64,7 @@ pub(super) fn norm_forward<F: Float, Z: Float, W: Float, N: Size>(
         }
         ys[k] = y[base + at];
         if comptime!(gated) {
-            zs[k] = z[base + at];
+            zs[k] = z[gates + at];
         }
     }
     let mut v = Array::<Vector<f32, N>>::new(each);
@@ -113,6 +115,7 @@ pub(super) fn norm_backward<F: Float, Z: Float, W: Float, N: Size>(
     rows: u32,
     groups: u32,
     walkers: u32,
+    gate_pitch: u32,
     eps: f32,
     #[comptime] plan: RowPlan,
     #[comptime] gated: bool,
@@ -149,6 +152,7 @@ pub(super) fn norm_backward<F: Float, Z: Float, W: Float, N: Size>(
         let row = turn * walkers + walker;
         let live = working && row < rows;
         let base = (select(live, row, 0) * groups + group) * vectors;
+        let gates = select(live, row, 0) * gate_pitch as usize + weights;
         let mut ys = Array::<Vector<F, N>>::new(each);
         let mut zs = Array::<Vector<Z, N>>::new(each);
         let mut ds = Array::<Vector<F, N>>::new(each);
@@ -161,7 +165,7 @@ pub(super) fn norm_backward<F: Float, Z: Float, W: Float, N: Size>(
             ys[k] = y[base + at];
             ds[k] = dout[base + at];
             if comptime!(gated) {
-                zs[k] = z[base + at];
+                zs[k] = z[gates + at];
             }
         }
         let mut squares = Vector::<f32, N>::new(0.0f32);

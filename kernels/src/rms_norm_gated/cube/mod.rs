@@ -19,12 +19,24 @@ pub(crate) const READY: bool = true;
 struct Plan<R: CubeRuntime> {
     y: CubeTensor<R>,
     z: Option<CubeTensor<R>>,
+    /// From a row of the gate to the next, in vectors.
+    gate_pitch: u32,
     weight: CubeTensor<R>,
     groups: usize,
     rows: usize,
     eps: f32,
     device: Device,
     row: RowPlan,
+}
+
+/// From a row of a `[b, l, e]` view to the next, in vectors, if that is all that its layout takes: parts of a projection lie so.
+fn pitched<R: CubeRuntime>(z: &CubeTensor<R>, width: usize) -> Option<u32> {
+    let [b, l, e] = z.shape().dims();
+    let strides = z.meta.strides();
+    let pitch = if l > 1 { strides[1] } else { strides[0] };
+    let even = strides[2] == 1 && pitch >= e && pitch.is_multiple_of(width) && (b == 1 || l == 1 || strides[0] == l * pitch);
+    let aligned = (z.handle.offset_start.unwrap_or(0) as usize).is_multiple_of(width * z.dtype().size());
+    if even && aligned { u32::try_from(pitch / width).ok() } else { None }
 }
 
 /// `None` where a group of a row is too wide for the registers of a cube, or there is nothing to do.
@@ -36,7 +48,15 @@ fn plan<R: CubeRuntime>(y: CubeTensor<R>, z: Option<CubeTensor<R>>, weight: Cube
     }
     let device = Device::of(&y.client);
     let row = RowPlan::new(&device, e / groups, vector_width(&y.client, &[y.dtype()], e / groups))?;
-    Some(Plan { y: packed(y), z: z.map(packed), weight: packed(weight), groups, rows, eps, device, row })
+    let mut gate_pitch = (e / row.width) as u32;
+    let z = z.map(|z| match pitched(&z, row.width) {
+        Some(pitch) => {
+            gate_pitch = pitch;
+            z
+        }
+        None => packed(z),
+    });
+    Some(Plan { y: packed(y), z, gate_pitch, weight: packed(weight), groups, rows, eps, device, row })
 }
 
 impl<R: CubeRuntime> Plan<R> {
@@ -68,6 +88,7 @@ impl<R: CubeRuntime> Plan<R> {
                 array(&out),
                 pieces as u32,
                 self.groups as u32,
+                self.gate_pitch,
                 self.eps,
                 self.row,
                 self.z.is_some(),
@@ -107,6 +128,7 @@ impl<R: CubeRuntime> Plan<R> {
                 self.rows as u32,
                 self.groups as u32,
                 walkers as u32,
+                self.gate_pitch,
                 self.eps,
                 self.row,
                 self.z.is_some(),
