@@ -5,7 +5,8 @@
 
 FOLDER holds what the tests generated under the emulator with TERRARIUM_EMULATOR_SOURCES=FOLDER (cuda_emulator/README.md). Only kernels that
 this crate defines are compiled, unless --all: Burn's own lie there too. What uses instructions of Hopper is left out for older GPUs.
---install makes a virtual environment with NVRTC from PyPI the first time, and uses it. Exit code 1 if anything does not compile.
+--install makes a virtual environment with NVRTC from PyPI the first time, and uses it; what it compiled is remembered there. Exit code 1 if
+anything does not compile, 2 if NVRTC cannot be had.
 
 The table has a line for each variant and architecture: threads of a block, registers of a thread, statically allocated shared memory,
 bytes of the stack, and bytes that registers spill to it, stored and loaded.
@@ -14,7 +15,7 @@ import argparse, concurrent.futures, ctypes, glob, hashlib, os, pathlib, re, sit
 
 PACKAGES = ["nvidia-cuda-nvrtc==13.0.*", "nvidia-cuda-runtime==13.0.*", "nvidia-cuda-cccl==13.0.*", "nvidia-cuda-crt==13.0.*"]
 CRATE = pathlib.Path(__file__).resolve().parent.parent
-HOPPER = ("cp.async.bulk", "cuTensorMap", "CUtensorMap", "wgmma", "cluster", "setmaxnreg", "elect.sync")
+HOPPER = ("cp.async.bulk", "cuTensorMap", "CUtensorMap", "wgmma", "cluster", "setmaxnreg", "elect.sync", "stmatrix")
 
 
 def library():
@@ -36,7 +37,9 @@ def restart(options):
             sys.exit(f"{options.install} has no NVRTC although it was installed")
         if not os.path.exists(python):
             subprocess.run([sys.executable, "-m", "venv", options.install], check=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"] + PACKAGES, check=True)
+        if subprocess.run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"] + PACKAGES).returncode:
+            print("NVRTC could not be installed from PyPI (no network?), so no kernel was compiled", file=sys.stderr)
+            sys.exit(2)
         os.execv(python, [python] + sys.argv)
     if os.path.join(root, "lib") not in os.environ.get("LD_LIBRARY_PATH", ""):
         # NVRTC opens its builtins by plain name. Whatever else stood there (an emulator, say) must not be found.
@@ -98,8 +101,16 @@ def resources(log):
 
 
 def job(item):
-    root, file, arch = item
-    compiled, log = compile_one(root, pathlib.Path(file).read_text(), arch)
+    root, file, arch, memory = item
+    source = pathlib.Path(file).read_text()
+    kept = memory and os.path.join(memory, hashlib.sha256("\n".join([*PACKAGES, arch, source]).encode()).hexdigest())
+    if kept and os.path.exists(kept):
+        return file, arch, True, pathlib.Path(kept).read_text()
+    compiled, log = compile_one(root, source, arch)
+    if kept and compiled:
+        os.makedirs(memory, exist_ok=True)
+        pathlib.Path(f"{kept}.{os.getpid()}").write_text(log)
+        os.rename(f"{kept}.{os.getpid()}", kept)
     return file, arch, compiled, log
 
 
@@ -116,6 +127,7 @@ def main():
 
     files = [file for source in options.sources for file in (sorted(glob.glob(os.path.join(source, "*.cu"))) if os.path.isdir(source) else [source])]
     own, jobs, names = own_kernels(), [], {}
+    memory = options.install and os.path.join(options.install, "compiled")
     for file in files:
         source = pathlib.Path(file).read_text()
         name, threads = kernel_name(source)
@@ -123,7 +135,7 @@ def main():
             continue
         names[file] = "|".join(sorted(set(is_own(name, own)))), name, threads, hashlib.sha256(source.encode()).hexdigest()[:6]
         hopper = any(word in source for word in HOPPER)
-        jobs += [(root, file, arch) for arch in options.arch.split(",") if arch.startswith("sm_9") or arch.startswith("sm_1") or not hopper]
+        jobs += [(root, file, arch, memory) for arch in options.arch.split(",") if arch.startswith("sm_9") or arch.startswith("sm_1") or not hopper]
     if not jobs:
         print(f"no kernels of this crate among {len(files)} sources")
         return 1 if own else 0

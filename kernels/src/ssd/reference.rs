@@ -93,7 +93,8 @@ fn blank_padding<B: Backend>(y: Tensor<B, 4>, segments: Option<&Segments<B>>) ->
     match segments {
         Some(segments) if segments.padded() => {
             let shape = y.dims();
-            y.mask_fill(padding(segments).unsqueeze_dim::<4>(3).expand(shape), 0.0)
+            // Both axes at once: behind an axis of length 1, Burn 0.21 loses the strides of padded rows (tracel-ai/burn#5071).
+            y.mask_fill(segments.valid().bool_not().unsqueeze_dims::<4>(&[2, 3]).expand(shape), 0.0)
         }
         _ => y,
     }

@@ -152,10 +152,6 @@ impl Case for SsdCase {
         vec![y, state]
     }
 
-    fn tolerance(&self, way: &Way) -> f64 {
-        if matches!(way, Way::Reference) { PRODUCTS } else { TOLERANCE }
-    }
-
     fn run<B: KernelBackend>(&self, inputs: &Bag<Tensor<B, 1>>, way: &Way, dtype: DType) -> Vec<Tensor<B, 1>> {
         let &SsdCase { b, l, h, p, n, .. } = self;
         let start = inputs.opt("state").map(|state| state.reshape([b, h, p, n]));
@@ -279,6 +275,11 @@ fn check_gradients(case: &SsdCase, way: &Way) {
     }
 }
 
+/// All ways, and those that judge. Not the chunked form on CUDA: Burn 0.21 multiplies batches of matrices wrongly there
+/// where rows are padded and axes were swapped, and rounds float32 factors to TF32 elsewhere.
+const WAYS: &[Way] = if cfg!(feature = "cuda") { &[Way::Recurrent, Way::Public] } else { &[Way::Reference, Way::Recurrent, Way::Public] };
+const REFERENCES: &[Way] = if cfg!(feature = "cuda") { &[Way::Recurrent] } else { &[Way::Reference, Way::Recurrent] };
+
 /// Lengths, heads, groups and chunk lengths at their awkward values.
 fn cases() -> Vec<SsdCase> {
     let mut cases = vec![
@@ -318,7 +319,7 @@ fn cases() -> Vec<SsdCase> {
 #[test]
 fn references_agree_with_the_scalar_loop() {
     for case in cases() {
-        check_values(&case, &[Way::Reference, Way::Recurrent]);
+        check_values(&case, REFERENCES);
     }
 }
 
@@ -328,13 +329,13 @@ fn public_path_agrees_with_the_scalar_loop() {
         check_values(&case, &[Way::Public]);
     }
     if !SLOW {
-        check_values(&SsdCase { b: 1, ..SsdCase::new(1000, 6, 2, 64) }, &[Way::Reference, Way::Public]);
+        check_values(&SsdCase { b: 1, ..SsdCase::new(1000, 6, 2, 64) }, WAYS);
     }
 }
 
 #[test]
 fn gradients_agree_with_differences() {
-    let all: &[Way] = if SLOW { &[Way::Public] } else { &[Way::Reference, Way::Recurrent, Way::Public] };
+    let all: &[Way] = if SLOW { &[Way::Public] } else { WAYS };
     let small = |l, g| SsdCase { b: 1, ..SsdCase::new(l, 2, g, 4) }.sized(2, 3);
     check_differences(&small(9, 1), all, 2);
     check_differences(&small(7, 2).segmented(), all, 2);
@@ -384,9 +385,9 @@ fn an_input_far_behind_strong_decay_stays_finite() {
     inputs.0.iter_mut().find(|(name, _)| *name == "a").unwrap().1.fill(-60.0);
     let want = case.scalar(&inputs);
     let tensors = Bag(inputs.0.iter().map(|(name, v)| (*name, tensor::<Plain>(v))).collect());
-    for way in [Way::Reference, Way::Recurrent, Way::Public] {
-        let got: Vec<_> = case.run(&tensors, &way, DType::F32).into_iter().map(values).collect();
-        close_lists(&format!("{way:?}"), &got, &want, case.tolerance(&way));
+    for way in WAYS {
+        let got: Vec<_> = case.run(&tensors, way, DType::F32).into_iter().map(values).collect();
+        close_lists(&format!("{way:?}"), &got, &want, TOLERANCE);
     }
 }
 
