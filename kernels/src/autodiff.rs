@@ -25,7 +25,7 @@ use crate::attention::{self, AttentionArgs, AttentionMask};
 use crate::causal_conv1d::{self, ConvArgs, ConvOut};
 use crate::cross_entropy::{self, CrossEntropyArgs, CrossEntropyOut};
 use crate::linear::LinearKept;
-use crate::path::fused;
+use crate::path::{fused, runs};
 use crate::rms_norm_gated::{self, NormArgs};
 use crate::rms_norm_residual::{self, ResidualNormArgs, ResidualNormKept, ResidualNormOut};
 use crate::selective_scan::{self, ScanArgs, ScanOut};
@@ -402,7 +402,7 @@ impl<B: KernelBackend, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
     }
 
     fn causal_conv1d(args: ConvArgs<Self>) -> ConvOut<Self> {
-        if fused::<B>(Op::CausalConv1d, args.x.dtype()).is_none() {
+        if !runs::<B>(Op::CausalConv1d, args.x.dtype(), &args.sizes(), &args.x.device()) {
             return causal_conv1d::reference::causal_conv1d(args);
         }
         let node = Conv { segments: args.segments.as_ref().map(Segments::inner), silu: args.silu };
@@ -415,7 +415,7 @@ impl<B: KernelBackend, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
     }
 
     fn selective_scan(args: ScanArgs<Self>) -> ScanOut<Self> {
-        if fused::<B>(Op::SelectiveScan, args.u.dtype()).is_none() {
+        if !runs::<B>(Op::SelectiveScan, args.u.dtype(), &args.sizes(), &args.u.device()) {
             return selective_scan::reference::selective_scan(args);
         }
         let node = SelectiveScan { segments: args.segments.as_ref().map(Segments::inner), delta_softplus: args.delta_softplus };
@@ -430,7 +430,7 @@ impl<B: KernelBackend, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
     }
 
     fn ssd(args: SsdArgs<Self>) -> SsdOut<Self> {
-        if fused::<B>(Op::Ssd, args.x.dtype()).is_none() {
+        if !runs::<B>(Op::Ssd, args.x.dtype(), &[], &args.x.device()) {
             return ssd::reference::ssd(args);
         }
         let node = Scan { segments: args.segments.as_ref().map(Segments::inner), options: args.options };

@@ -117,6 +117,11 @@ pub fn fused<B: KernelBackend>(op: Op, dtype: DType) -> Option<&'static str> {
     if choice() == KernelChoice::Reference { None } else { B::fused(op, dtype) }
 }
 
+/// Whether the fast path of `op` runs a call of these sizes, see [`KernelBackend::takes`].
+pub(crate) fn runs<B: KernelBackend>(op: Op, dtype: DType, sizes: &[usize], device: &B::Device) -> bool {
+    fused::<B>(op, dtype).is_some() && B::takes(op, sizes, device)
+}
+
 /// Says in the log which path an operation takes, the first time it runs.
 pub(crate) fn announce<B: KernelBackend>(op: Op, dtype: DType) {
     static SAID: AtomicU16 = AtomicU16::new(0);

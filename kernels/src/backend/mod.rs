@@ -32,6 +32,13 @@ pub trait KernelBackend: Backend {
         None
     }
 
+    /// Whether that path, its backward included, takes a call on `device`: else the reference runs and is differentiated.
+    /// `sizes` are `b`, `l`, `e`, `n` of [`Op::SelectiveScan`], the taps of [`Op::CausalConv1d`], none of [`Op::Ssd`]. Kernels of
+    /// other operations take all sizes, or step aside in both directions.
+    fn takes(_op: Op, _sizes: &[usize], _device: &Self::Device) -> bool {
+        true
+    }
+
     /// See [`crate::causal_conv1d::causal_conv1d`].
     fn causal_conv1d(args: ConvArgs<Self>) -> ConvOut<Self> {
         causal_conv1d::reference::causal_conv1d(args)

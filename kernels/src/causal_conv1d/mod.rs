@@ -56,6 +56,11 @@ pub struct ConvGrads<B: Backend> {
 }
 
 impl<B: Backend> ConvArgs<B> {
+    /// For [`KernelBackend::takes`].
+    pub(crate) fn sizes(&self) -> [usize; 1] {
+        [self.weight.dims()[1]]
+    }
+
     /// Checks that the shapes agree.
     ///
     /// # Errors

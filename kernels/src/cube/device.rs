@@ -16,12 +16,16 @@ pub(crate) struct Device {
     pub shared_bytes: usize,
     /// Units of one cube.
     pub max_units: u32,
+    /// Arrays that one kernel may have.
+    pub bindings: u32,
     /// Cubes along each axis of a launch.
     pub max_cubes: (u32, u32, u32),
     /// Streaming multiprocessors, where the driver tells.
     pub processors: Option<u32>,
     /// `mma.sync` m16n8k16 from bf16 and f16, with ldmatrix and asynchronous copies: CUDA from sm_80.
     pub tensor_cores: bool,
+    /// `stmatrix` of 16-bit elements: CUDA from sm_90.
+    pub stores_matrices: bool,
     /// bf16 can be stored and converted, which is all that kernels need of it.
     pub bf16: bool,
     /// f16 can be stored and converted.
@@ -44,9 +48,11 @@ impl Device {
             plane_ops: features.plane.contains(Plane::Ops),
             shared_bytes: hardware.max_shared_memory_size,
             max_units: hardware.max_units_per_cube,
+            bindings: hardware.max_bindings,
             max_cubes: hardware.max_cube_count,
             processors: hardware.num_streaming_multiprocessors,
             tensor_cores: multiplies(FloatKind::BF16) && multiplies(FloatKind::F16) && features.copy_async && hardware.plane_size_max == 32,
+            stores_matrices: [FloatKind::BF16, FloatKind::F16].iter().all(|&kind| features.matmul.stmatrix.contains(&float(kind))),
             bf16: stored(FloatKind::BF16),
             f16: stored(FloatKind::F16),
         }

@@ -5,16 +5,16 @@ use burn::tensor::{DType, Int, Tensor};
 use burn_cubecl::element::BoolElement;
 use burn_cubecl::{CubeBackend, CubeRuntime, FloatElement, IntElement};
 
-use super::{NAME, down, up};
+use super::{Device, NAME, down, up};
 use crate::adamw::{self, AdamWArgs, AdamWOut};
 use crate::attention::{self, AttentionArgs, AttentionGrads};
 use crate::causal_conv1d::{self, ConvArgs, ConvGrads, ConvOut};
 use crate::cross_entropy::{self, CrossEntropyArgs, CrossEntropyOut};
 use crate::linear::{self, LinearGrads, LinearKept};
-use crate::path::{KernelChoice, choice, fused};
+use crate::path::{KernelChoice, choice, fused, runs};
 use crate::rms_norm_gated::{self, NormArgs, NormGrads};
 use crate::rms_norm_residual::{self, ResidualNormArgs, ResidualNormGrads, ResidualNormKept, ResidualNormOut};
-use crate::selective_scan::{self, ScanArgs, ScanGrads, ScanOut};
+use crate::selective_scan::{self, ScanArgs, ScanDims, ScanGrads, ScanOut};
 use crate::ssd::{self, SsdArgs, SsdGrads, SsdOut};
 use crate::{KernelBackend, Op, cumsum, embedding, split};
 
@@ -42,10 +42,20 @@ where
         (there && float).then_some(NAME)
     }
 
+    fn takes(op: Op, sizes: &[usize], device: &Self::Device) -> bool {
+        let device = Device::of(&R::client(device));
+        match (op, sizes) {
+            (Op::CausalConv1d, &[k]) => causal_conv1d::cube::takes(&device, k),
+            (Op::SelectiveScan, &[b, l, e, n]) => selective_scan::cube::takes(&device, ScanDims { b, l, e, n }),
+            (Op::Ssd, _) => ssd::cube::takes(&device),
+            _ => true,
+        }
+    }
+
     fn causal_conv1d(args: ConvArgs<Self>) -> ConvOut<Self> {
-        match fused::<Self>(Op::CausalConv1d, args.x.dtype()) {
-            Some(_) => causal_conv1d::cube::forward(args),
-            None => causal_conv1d::reference::causal_conv1d(args),
+        match runs::<Self>(Op::CausalConv1d, args.x.dtype(), &args.sizes(), &args.x.device()) {
+            true => causal_conv1d::cube::forward(args),
+            false => causal_conv1d::reference::causal_conv1d(args),
         }
     }
 
@@ -58,9 +68,9 @@ where
     }
 
     fn selective_scan(args: ScanArgs<Self>) -> ScanOut<Self> {
-        match fused::<Self>(Op::SelectiveScan, args.u.dtype()) {
-            Some(_) => selective_scan::cube::forward(args),
-            None => selective_scan::reference::selective_scan(args),
+        match runs::<Self>(Op::SelectiveScan, args.u.dtype(), &args.sizes(), &args.u.device()) {
+            true => selective_scan::cube::forward(args),
+            false => selective_scan::reference::selective_scan(args),
         }
     }
 
@@ -73,9 +83,9 @@ where
     }
 
     fn ssd(args: SsdArgs<Self>) -> SsdOut<Self> {
-        match fused::<Self>(Op::Ssd, args.x.dtype()) {
-            Some(_) => ssd::cube::forward(args),
-            None => ssd::reference::ssd(args),
+        match runs::<Self>(Op::Ssd, args.x.dtype(), &[], &args.x.device()) {
+            true => ssd::cube::forward(args),
+            false => ssd::reference::ssd(args),
         }
     }
 

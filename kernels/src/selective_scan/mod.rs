@@ -16,8 +16,9 @@ pub(crate) mod cpu;
 pub(crate) mod cube;
 pub mod reference;
 
-use burn::tensor::Tensor;
+use burn::tensor::activation::silu;
 use burn::tensor::backend::Backend;
+use burn::tensor::{DType, Tensor};
 
 use crate::error::expect_shape;
 use crate::path::announce;
@@ -96,6 +97,12 @@ pub struct ScanDims {
 }
 
 impl<B: Backend> ScanArgs<B> {
+    /// For [`KernelBackend::takes`].
+    pub(crate) fn sizes(&self) -> [usize; 4] {
+        let [b, l, e] = self.u.dims();
+        [b, l, e, self.a.dims()[1]]
+    }
+
     /// Checks that the shapes agree.
     ///
     /// # Errors
@@ -134,6 +141,33 @@ pub fn selective_scan<B: KernelBackend>(args: ScanArgs<B>) -> ScanOut<B> {
     if let Err(error) = args.check() {
         panic!("{error}");
     }
+    if args.sizes().contains(&0) {
+        return stateless(args);
+    }
     announce::<B>(Op::SelectiveScan, args.u.dtype());
     B::selective_scan(args)
+}
+
+/// The scan where nothing goes through a state: no rows, tokens, channels or states. GPUs launch nothing for no elements.
+fn stateless<B: Backend>(args: ScanArgs<B>) -> ScanOut<B> {
+    let [b, l, e, n] = args.sizes();
+    let (device, dtype) = (args.u.device(), args.u.dtype());
+    let state = args.state.map(|state| state.cast(DType::F32)).unwrap_or_else(|| match b * e * n {
+        0 => Tensor::empty([b, e, n], (&device, DType::F32)),
+        _ => Tensor::zeros([b, e, n], (&device, DType::F32)),
+    });
+    if b * l * e == 0 {
+        return ScanOut { y: args.u, state };
+    }
+    let mut y = match args.d {
+        Some(d) => args.u.cast(DType::F32) * d.cast(DType::F32).reshape([1, 1, e]),
+        None => Tensor::zeros([b, l, e], (&device, DType::F32)),
+    };
+    if let Some(z) = args.z {
+        y = y * silu(z.cast(DType::F32));
+    }
+    if let Some(segments) = args.segments {
+        y = y.mask_fill(segments.valid().bool_not().unsqueeze_dim::<3>(2).expand([b, l, e]), 0.0);
+    }
+    ScanOut { y: y.cast(dtype), state }
 }

@@ -239,3 +239,10 @@ fn half_precision_inputs_round_only_the_output() {
         close_bags(&format!("{dtype:?}"), &gradients(&case, &Way::Public, dtype, &[0, 1]), &want, 4.0 * tolerance);
     }
 }
+
+#[test]
+fn kernels_longer_than_the_fast_ones_are_convolved() {
+    let case = ConvCase { b: 1, ..ConvCase::new(5, 3, 40) };
+    check_values(&case, &[Way::Public]);
+    check_gradients(&case, &Way::Public, 2);
+}

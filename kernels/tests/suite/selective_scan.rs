@@ -443,3 +443,53 @@ fn trained_blocks() {
         });
     }
 }
+
+#[test]
+fn no_states_pass_the_input_through() {
+    let (b, e) = (2, 6);
+    for l in [0, 1, 3] {
+        let case = ScanCase { b, state: false, ..ScanCase::new(l, e, 0) };
+        let inputs = case.inputs();
+        let leaf = |name: &str| tensor::<Train>(&inputs.get(name)).require_grad();
+        let (d, device) = (leaf("d"), Default::default());
+        // Burn reads a zero in a shape as "as before".
+        let full = |name: &str| match l {
+            0 => Tensor::<Train, 3>::empty([b, 0, e], &device),
+            _ => Tensor::from_inner(tensor::<Plain>(&inputs.get(name)).reshape([b, l, e])),
+        };
+        let u = full("u").require_grad();
+        let out = selective_scan(ScanArgs {
+            u: u.clone(),
+            delta: full("delta"),
+            a: Tensor::empty([e, 0], &device),
+            b: Tensor::empty([b, l, 0], &device),
+            c: Tensor::empty([b, l, 0], &device),
+            d: Some(d.clone()),
+            z: Some(full("z")),
+            delta_bias: None,
+            state: None,
+            segments: None,
+            delta_softplus: true,
+        });
+        assert_eq!((out.y.dims(), out.state.dims()), ([b, l, e], [b, e, 0]));
+        if l == 0 {
+            continue;
+        }
+        let want = case.scalar(&inputs);
+        close("y", &values(out.y.clone()), &want[0], TOLERANCE);
+        let grads = out.y.sum().backward();
+        let [x, z, skip] = ["u", "z", "d"].map(|name| inputs.get(name));
+        let gate = |i: usize| z[i] / (1.0 + (-z[i]).exp());
+        let du: Vec<f64> = (0..b * l * e).map(|i| skip[i % e] * gate(i)).collect();
+        close("gradient of u", &values(u.grad(&grads).unwrap()), &du, 4.0 * TOLERANCE);
+        let dd: Vec<f64> = (0..e).map(|c| (c..b * l * e).step_by(e).map(|i| x[i] * gate(i)).sum()).collect();
+        close("gradient of d", &values(d.grad(&grads).unwrap()), &dd, 4.0 * TOLERANCE);
+    }
+}
+
+#[test]
+fn more_states_than_shared_memory_holds_are_scanned() {
+    let case = ScanCase { b: 1, ..ScanCase::new(3, 2, 9000) };
+    check_values(&case, &[Way::Public]);
+    check_gradients(&case, &Way::Public, 2);
+}

@@ -17,6 +17,16 @@ use crate::cube::{Device, Rows, Tokens, array, cast, down, empty, fold, line, pa
 /// Whether the kernels are there.
 pub(crate) const READY: bool = true;
 
+/// Arrays of the kernel that has most, with that of the scalars.
+const BINDINGS: u32 = 12;
+/// Most taps: a unit keeps a weight and an input for each.
+const TAPS: usize = 16;
+
+/// Whether the kernels take `k` taps on a device.
+pub(crate) fn takes(device: &Device, k: usize) -> bool {
+    k <= TAPS && device.bindings >= BINDINGS
+}
+
 /// Units of a cube.
 const UNITS: u32 = 128;
 /// Tokens whose inputs a unit asks for at a time.

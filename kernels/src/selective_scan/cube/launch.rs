@@ -20,6 +20,9 @@ const TILE: usize = 16;
 /// Up to this many tokens the states are read and written where they lie.
 const STEPS: usize = 4;
 
+/// Arrays of the kernel that has most, with that of the scalars.
+const BINDINGS: u32 = 23;
+
 /// A call, free of the backend's element types.
 pub(super) struct Scan<R: CubeRuntime> {
     u: Tokens<R>,
@@ -122,11 +125,6 @@ impl<R: CubeRuntime> Scan<R> {
         }
     }
 
-    /// Whether there are states, and shared memory for the way forward.
-    pub fn fits(&self) -> bool {
-        self.dims.n > 0 && self.cut(survey_bytes, 1).is_some()
-    }
-
     fn zeros(&self, shape: impl Into<Shape>, dtype: DType) -> CubeTensor<R> {
         zeros(&self.a, shape, dtype)
     }
@@ -135,22 +133,8 @@ impl<R: CubeRuntime> Scan<R> {
         empty(&self.a, shape, dtype)
     }
 
-    /// Cubes of as many units, and tiles of as many tokens, as `bytes(n, tile, units)` of shared memory allow.
     fn cut(&self, bytes: fn(usize, usize, usize) -> usize, least: usize) -> Option<Cut> {
-        let ScanDims { b, l, e, n } = self.dims;
-        let most = UNITS.min(e.next_power_of_two().max(32)).min(self.device.max_units as usize);
-        let longest = TILE.min(l.max(1).next_multiple_of(4));
-        let (tile, units) = [longest, longest.min(8), 4]
-            .into_iter()
-            .flat_map(|tile| [128, 64, 32, 16, 8, 4, 2, 1].map(|units| (tile, units)))
-            .filter(|&(_, units)| units <= most && units >= least)
-            .find(|&(tile, units)| bytes(n, tile, units) <= self.device.shared_bytes && (units >= 32 || tile == 4))?;
-        // Two cubes to a processor go without a second walk over the row. Below that the row is cut for four.
-        let processors = self.device.processors.unwrap_or(16) as usize;
-        let cubes = (b * e.div_ceil(units)).max(1);
-        let wanted = if cubes >= 2 * processors { 1 } else { (4 * processors).div_ceil(cubes).min(128) };
-        let length = l.max(1).div_ceil(wanted).max(2 * tile).next_multiple_of(tile);
-        Some(Cut { units, tile, length, pieces: l.div_ceil(length) })
+        cut(&self.device, self.dims, bytes, least)
     }
 
     /// The same cut with as many units to a cube as the survey finds room for.
@@ -503,6 +487,29 @@ impl<R: CubeRuntime> Scan<R> {
             state: self.set.state.then(|| dstate.unwrap_or_else(|| self.zeros([b, e, n], DType::F32))),
         }
     }
+}
+
+/// Cubes of as many units, and tiles of as many tokens, as `bytes(n, tile, units)` of shared memory allow.
+fn cut(device: &Device, ScanDims { b, l, e, n }: ScanDims, bytes: fn(usize, usize, usize) -> usize, least: usize) -> Option<Cut> {
+    let most = UNITS.min(e.next_power_of_two().max(32)).min(device.max_units as usize);
+    let longest = TILE.min(l.max(1).next_multiple_of(4));
+    let (tile, units) = [longest, longest.min(8), 4]
+        .into_iter()
+        .flat_map(|tile| [128, 64, 32, 16, 8, 4, 2, 1].map(|units| (tile, units)))
+        .filter(|&(_, units)| units <= most && units >= least)
+        .find(|&(tile, units)| bytes(n, tile, units) <= device.shared_bytes && (units >= 32 || tile == 4))?;
+    // Two cubes to a processor go without a second walk over the row. Below that the row is cut for four.
+    let processors = device.processors.unwrap_or(16) as usize;
+    let cubes = (b * e.div_ceil(units)).max(1);
+    let wanted = if cubes >= 2 * processors { 1 } else { (4 * processors).div_ceil(cubes).min(128) };
+    let length = l.max(1).div_ceil(wanted).max(2 * tile).next_multiple_of(tile);
+    Some(Cut { units, tile, length, pieces: l.div_ceil(length) })
+}
+
+/// Whether there are states, shared memory for them in both directions, and room for all arrays of a kernel.
+pub(crate) fn takes(device: &Device, dims: ScanDims) -> bool {
+    let back = || cut(device, dims, backward_bytes, TEAM).or_else(|| cut(device, dims, spilled_bytes, TEAM));
+    dims.n > 0 && device.bindings >= BINDINGS && cut(device, dims, survey_bytes, 1).is_some() && back().is_some()
 }
 
 /// Shared memory of the survey, which needs no less than the way forward.

@@ -11,6 +11,7 @@ use burn_cubecl::element::BoolElement;
 use burn_cubecl::{CubeBackend, CubeRuntime, FloatElement, IntElement};
 
 use self::launch::Scan;
+pub(crate) use self::launch::takes;
 use super::{ScanArgs, ScanGrads, ScanOut};
 use crate::cube::{down, up};
 
@@ -20,11 +21,7 @@ pub(crate) const READY: bool = true;
 pub(crate) fn forward<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolElement>(
     args: ScanArgs<CubeBackend<R, F, I, BT>>,
 ) -> ScanOut<CubeBackend<R, F, I, BT>> {
-    let scan = Scan::new(args.clone());
-    if !scan.fits() {
-        return super::reference::selective_scan(args);
-    }
-    let (y, state) = scan.forward();
+    let (y, state) = Scan::new(args).forward();
     ScanOut { y: up(y), state: up(state) }
 }
 

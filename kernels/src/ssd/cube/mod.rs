@@ -31,6 +31,11 @@ use crate::cube::{Device, down, up, zeros_like};
 /// Whether the kernels are there.
 pub(crate) const READY: bool = true;
 
+/// Whether the kernels fit a device; they take all sizes.
+pub(crate) fn takes(device: &Device) -> bool {
+    portable::supports(device)
+}
+
 impl SsdDims {
     /// Some tensor has no elements.
     fn is_empty(self) -> bool {
@@ -54,9 +59,10 @@ impl Variant {
     ) -> Self {
         let client = R::client(&args.x.device());
         let device = Device::of(&client);
-        if tensor::supports(&device, args.x.dtype(), dims) {
+        // Its kernels write tiles by `stmatrix`, which GPUs before sm_90 lack.
+        if device.stores_matrices && tensor::supports(&device, args.x.dtype(), dims) {
             Self::Tensor
-        } else if portable::supports(&client, &device) {
+        } else if portable::supports(&device) {
             Self::Portable
         } else {
             Self::Reference

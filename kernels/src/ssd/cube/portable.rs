@@ -20,9 +20,9 @@ const BINDINGS: u32 = 15;
 const HEADS: usize = 8;
 
 /// Whether the kernels fit.
-pub(super) fn supports<R: CubeRuntime>(client: &ComputeClient<R>, device: &Device) -> bool {
+pub(super) fn supports(device: &Device) -> bool {
     let least = Plan::new(32, 1, 1, false).shared_bytes().max(16 << 10);
-    device.max_units >= 256 && device.shared_bytes >= least && client.properties().hardware.max_bindings >= BINDINGS
+    device.max_units >= 256 && device.shared_bytes >= least && device.bindings >= BINDINGS
 }
 
 /// A call with what all its kernels read.
