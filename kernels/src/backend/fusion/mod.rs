@@ -42,6 +42,10 @@ impl<B: FusionBackend + KernelBackend> KernelBackend for Fusion<B> {
         B::fused(op, dtype)
     }
 
+    fn takes(op: Op, sizes: &[usize], device: &Self::Device) -> bool {
+        B::takes(op, sizes, device)
+    }
+
     fn causal_conv1d(args: ConvArgs<Self>) -> ConvOut<Self> {
         if fused::<B>(Op::CausalConv1d, args.x.dtype()).is_none() {
             return causal_conv1d::reference::causal_conv1d(args);
