@@ -224,6 +224,9 @@ const CPU_FILES: &str = "#[cfg(any(feature = \"flex\", feature = \"ndarray\"))]"
 /// Likewise for GPU code, in the kernels.
 const CUBE_CODE: &str = "#[cfg(feature = \"_cube\")]";
 
+/// And for the libraries that only CUDA has, in what the GPU paths share.
+const CUDA_CODE: [&str; 2] = ["#[cfg(feature = \"cuda\")]", "#[cfg(not(feature = \"cuda\"))]"];
+
 #[test]
 fn features_are_chosen_in_one_module() {
     for folder in ["kernels/src", "models/src", "crates", "examples"] {
@@ -236,7 +239,9 @@ fn features_are_chosen_in_one_module() {
             while let Some(line) = lines.next() {
                 let chosen = ["cfg(feature", "cfg(any(feature", "cfg(all(feature", "cfg!(feature"].iter().any(|word| line.contains(word));
                 let module = lines.peek().is_some_and(|next| next.ends_with(';') && next.contains("mod "));
-                let left_out = line.trim() == CPU_FILES && module || line.trim() == CUBE_CODE && name.contains("kernels/src");
+                let left_out = line.trim() == CPU_FILES && module
+                    || line.trim() == CUBE_CODE && name.contains("kernels/src")
+                    || CUDA_CODE.contains(&line.trim()) && name.contains("kernels/src/cube/");
                 assert!(!chosen || left_out, "{name} chooses by feature: {line}");
             }
         }

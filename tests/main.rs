@@ -8,6 +8,7 @@ mod common;
 #[cfg(all(feature = "fusion", any(feature = "cuda", feature = "vulkan")))]
 mod fusion;
 mod layouts;
+mod masters;
 mod packing;
 mod parity;
 mod streaming;

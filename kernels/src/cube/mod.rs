@@ -8,6 +8,7 @@ pub(crate) mod cuda;
 mod device;
 mod fold;
 mod glue;
+pub(crate) mod library;
 pub(crate) mod math;
 pub(crate) mod reduce;
 mod rows;

@@ -10,41 +10,17 @@ use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeBackend, CubeRuntime, FloatElement, IntElement};
 
 use super::{LinearGrads, LinearKept};
-use crate::cube::{down, packed, up, zeros};
+use crate::cube::{down, library, packed, up, zeros};
 
 type Backend<R, F, I, BT> = CubeBackend<R, F, I, BT>;
 
 /// What runs, in words.
 pub(crate) fn path<R: CubeRuntime>() -> &'static str {
-    match library::<R>() {
+    match library::present::<R>() {
         Some(true) => "cuBLASLt, cubecl kernel for few rows",
         Some(false) => "cubek (cuBLASLt not found), cubecl kernel for few rows",
         None => "cubek, cubecl kernel for few rows",
     }
-}
-
-/// Whether cuBLASLt is there; nothing where it cannot be.
-#[cfg(feature = "cuda")]
-fn library<R: CubeRuntime>() -> Option<bool> {
-    use crate::cube::cuda::library;
-    library::serves::<R>().then(library::available)
-}
-
-#[cfg(not(feature = "cuda"))]
-#[allow(clippy::extra_unused_type_parameters, reason = "with CUDA it decides")]
-fn library<R: CubeRuntime>() -> Option<bool> {
-    None
-}
-
-/// By the library, if it is there and can.
-#[cfg(feature = "cuda")]
-fn by_library<R: CubeRuntime>(left: &CubeTensor<R>, right: &CubeTensor<R>, bias: Option<&CubeTensor<R>>) -> Option<CubeTensor<R>> {
-    crate::cube::cuda::library::product(left.clone(), right.clone(), bias.cloned())
-}
-
-#[cfg(not(feature = "cuda"))]
-fn by_library<R: CubeRuntime>(_: &CubeTensor<R>, _: &CubeTensor<R>, _: Option<&CubeTensor<R>>) -> Option<CubeTensor<R>> {
-    None
 }
 
 /// `left [m, k] x right [k, n]`; either may be a transposed view.
@@ -57,7 +33,7 @@ fn product<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolElement>(
     if m * k * n == 0 {
         return up(zeros(&left, [m, n], left.dtype()));
     }
-    match by_library(&left, &right, None) {
+    match library::product(&left, &right, None) {
         Some(product) => up(product),
         None => up::<Backend<R, F, I, BT>, 2>(left).matmul(up(right)),
     }
@@ -75,13 +51,13 @@ pub(crate) fn forward<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolEl
         // A kernel reads it packed, in the dtype of the rest.
         let bias = bias.clone().map(|bias| packed(down(bias.cast(x.dtype()))));
         let turned = || down(up::<Backend<R, F, I, BT>, 2>(weight.clone()).transpose());
-        let library = || by_library(&x, &turned(), bias.as_ref());
+        let by_library = || library::product(&x, &turned(), bias.as_ref());
         // One row leaves tensor cores idle, and needs none. From two on the library is the fastest there is.
         let own = || {
             let skinny = if rows > 1 { skinny::product(&x, &weight, bias.as_ref()) } else { None };
             skinny.or_else(|| few::product(&x, &weight, bias.as_ref()))
         };
-        let y = if rows > 1 && x.dtype() != DType::F32 { library().or_else(own) } else { own().or_else(library) };
+        let y = if rows > 1 && x.dtype() != DType::F32 { by_library().or_else(own) } else { own().or_else(by_library) };
         if let Some(y) = y {
             return up(y);
         }
