@@ -489,7 +489,8 @@ fn tensor_cores() -> bool {
 ///
 /// Besides the results themselves the kernels round what enters their products: weights of the quadratic form, states at
 /// the ends of chunks, and the gradients of both. A rounding leaves an error of 2^-9 / sqrt(3) = 1.1e-3 of the norm in
-/// bf16 and 1.4e-4 in f16; four in a row are twice that. Gradients of steps and rates are differences of larger sums.
+/// bf16 and 1.4e-4 in f16; four in a row are twice that. Gradients of rates and biases are few numbers, each a sum over all tokens in
+/// which most cancels: they may be three times as far.
 #[cfg(feature = "cuda")]
 fn check_tensor_cores(cases: &[SsdCase]) {
     if !tensor_cores() {
@@ -506,10 +507,11 @@ fn check_tensor_cores(cases: &[SsdCase]) {
         for (dtype, tolerance) in [(DType::BF16, 4e-3), (DType::F16, 5e-4)] {
             let out = outputs(case, &Way::Public, dtype);
             let grad = gradients(case, &Way::Public, dtype, &[0, 1]);
-            let values = ["y", "state"].into_iter().zip(&out).zip(&outs).map(|((name, got), want)| (name, 1.0, far(got, want)));
-            let slopes = grad.0.iter().zip(&grads.0).map(|((name, got), (_, want))| (*name, 1.5, far(got, want)));
-            for (name, times, far) in values.chain(slopes) {
+            let values = ["y", "state"].into_iter().zip(&out).zip(&outs).map(|((name, got), want)| (name, far(got, want)));
+            let slopes = grad.0.iter().zip(&grads.0).map(|((name, got), (_, want))| (*name, far(got, want)));
+            for (name, far) in values.chain(slopes) {
                 println!("{dtype:?} {name} {far:.2e} {case:?}");
+                let times = if ["a", "dt_bias"].contains(&name) { 3.0 } else { 1.0 };
                 if far.is_nan() || far > times * tolerance {
                     wrong.push(format!("{dtype:?}, {name} is off by {far:.2e}: {case:?}"));
                 }
