@@ -6,7 +6,6 @@ mod sums;
 
 use burn::tensor::{DType, Tensor, TensorMetadata};
 use burn_cubecl::element::BoolElement;
-use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeBackend, CubeRuntime, FloatElement, IntElement};
 
 use super::{LinearGrads, LinearKept};
