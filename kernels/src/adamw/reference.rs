@@ -20,14 +20,32 @@ pub fn adamw<B: Backend>(args: AdamWArgs<B>) -> AdamWOut<B> {
     AdamWOut { value: (value.cast(DType::F32) * factors.keep - change).cast(dtype), first, second }
 }
 
+/// Sum of a tensor, of parts first: some backends add one number after another.
+fn sum<B: Backend>(x: Tensor<B, 1>) -> Tensor<B, 1> {
+    const PART: usize = 1024;
+    let [n] = x.dims();
+    let (parts, rest) = (n / PART, n % PART);
+    if parts < 2 {
+        return x.sum();
+    }
+    let whole = x.clone().narrow(0, 0, parts * PART).reshape([parts, PART]).sum_dim(1).sum();
+    if rest == 0 { whole } else { whole + x.narrow(0, parts * PART, rest).sum() }
+}
+
 /// Sum of the squares of each tensor, in float32 on the device.
 pub fn square_sums<B: Backend>(tensors: &[Tensor<B, 1>]) -> Vec<f64> {
-    let squares: Vec<Tensor<B, 1>> = tensors
-        .iter()
+    // Not every backend sums nothing.
+    let filled = || tensors.iter().filter(|tensor| tensor.dims()[0] > 0);
+    let squares: Vec<Tensor<B, 1>> = filled()
         .map(|tensor| {
             let tensor = tensor.clone().cast(DType::F32);
-            (tensor.clone() * tensor).sum()
+            sum(tensor.clone() * tensor)
         })
         .collect();
-    if squares.is_empty() { Vec::new() } else { Tensor::cat(squares, 0).into_data().iter::<f64>().collect() }
+    if squares.is_empty() {
+        return vec![0.0; tensors.len()];
+    }
+    let sums = Tensor::cat(squares, 0).into_data();
+    let mut sums = sums.iter::<f64>();
+    tensors.iter().map(|tensor| if tensor.dims()[0] > 0 { sums.next().unwrap_or(f64::NAN) } else { 0.0 }).collect()
 }
