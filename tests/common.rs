@@ -22,9 +22,6 @@ pub type Device = <B as terrarium::burn::tensor::backend::BackendTypes>::Device;
 /// The same with gradients.
 pub type A = Autodiff<B>;
 
-/// Errors are allowed to be this many times those of float32: CUDA's tensor cores multiply float32 as TF32.
-pub const COARSE: f32 = if cfg!(feature = "cuda") { 200.0 } else { 1.0 };
-
 pub fn device() -> Device {
     Default::default()
 }
@@ -111,10 +108,9 @@ pub fn floats<T: Backend, const D: usize>(tensor: Tensor<T, D>) -> Vec<f32> {
     tensor.into_data().iter::<f32>().collect()
 }
 
-/// Fails when some element differs by more than `tolerance` of the largest expected one, or what [`COARSE`] makes of it.
+/// Fails when some element differs by more than `tolerance` of the largest expected one.
 #[track_caller]
 pub fn assert_close(what: &str, found: &[f32], expected: &[f32], tolerance: f32) {
-    let tolerance = tolerance.max((tolerance * COARSE).min(0.02));
     assert_eq!(found.len(), expected.len(), "{what}: number of elements");
     let largest = expected.iter().fold(1e-6f32, |m, v| m.max(v.abs()));
     let mut worst = 0f32;

@@ -198,26 +198,29 @@ pub type CpuBackend = burn::backend::Flex;
 pub type CpuBackend = burn::backend::NdArray<f32>;
 
 /// What lies below Burn's fusion decorator.
+///
+/// Devices are unfused, whatever the features: fusion of Burn 0.21 gives wrong values without a word. A product with one column
+/// and a `tanh` after it come out wrong on Vulkan and CUDA (tracel-ai/burn#5122), so does the reference of [`crate::ssd`] for
+/// one token on Vulkan; on CUDA a padded input may be taken for a packed one (tracel-ai/burn#5395).
 #[cfg(feature = "fusion")]
 pub type Unfused<B> = <B as fusion::Decorator>::Below;
 /// What lies below Burn's fusion decorator: without the feature `fusion`, the backend itself.
 #[cfg(not(feature = "fusion"))]
 pub type Unfused<B> = B;
 
-/// CUDA as `--device` takes it. Never fused: Burn 0.21's fusion may take a padded tensor for a packed one
-/// (tracel-ai/burn#5395), and CUDA pads rows.
+/// CUDA as `--device` takes it.
 #[cfg(feature = "cuda")]
 pub type Cuda = Unfused<burn::backend::Cuda<f32, i32>>;
-/// ROCm as `--device` takes it. Never fused, as [CUDA](Cuda).
+/// ROCm as `--device` takes it.
 #[cfg(feature = "rocm")]
 pub type Rocm = Unfused<burn::backend::Rocm<f32, i32>>;
-/// Metal as `--device` takes it. Fusion was never tried there.
+/// Metal as `--device` takes it.
 #[cfg(feature = "metal")]
 pub type Metal = Unfused<burn::backend::Metal<f32, i32>>;
-/// Vulkan as `--device` takes it: fused with the feature `fusion`.
+/// Vulkan as `--device` takes it.
 #[cfg(feature = "vulkan")]
-pub type Vulkan = burn::backend::Vulkan<f32, i32>;
-/// WebGPU as `--device` takes it. Fusion was never tried there.
+pub type Vulkan = Unfused<burn::backend::Vulkan<f32, i32>>;
+/// WebGPU as `--device` takes it.
 #[cfg(feature = "wgpu")]
 pub type Wgpu = Unfused<burn::backend::WebGpu<f32, i32>>;
 
