@@ -25,7 +25,12 @@ pub fn one_at_a_time() -> MutexGuard<'static, ()> {
 
 /// Bytes of logits that may exist at once, on a host and on a GPU; their gradient takes their place where the backend can arrange
 /// that. The fewer the slices, the fewer gradients of the whole head are added up.
-const SLICE: (usize, usize) = (1 << 28, 1 << 30);
+pub(crate) const SLICE: (usize, usize) = (1 << 28, 1 << 30);
+
+/// Rows of logits that take at most `bytes`, but a few in any case.
+pub(crate) fn rows(bytes: usize, vocab: usize, dtype: DType) -> usize {
+    (bytes / dtype.size() / vocab.max(1)).max(32)
+}
 
 /// Positions with a label, and their labels.
 struct Targets<B: Backend> {
@@ -53,12 +58,11 @@ fn ids<B: Backend>(batch: &Batch, device: &B::Device) -> Tensor<B, 2, Int> {
 }
 
 /// Ranges of rows whose logits take at most [`SLICE`].
-fn slices<B: Backend>(rows: usize, vocab: usize, dtype: DType, device: &B::Device) -> impl Iterator<Item = (usize, usize)> {
+fn slices<B: Backend>(count: usize, vocab: usize, dtype: DType, device: &B::Device) -> impl Iterator<Item = (usize, usize)> {
     let bytes = if host::is_host::<B>(device) { SLICE.0 } else { SLICE.1 };
-    let most = (bytes / dtype.size() / vocab.max(1)).max(32);
     // Of about equal size.
-    let each = rows.div_ceil(rows.div_ceil(most).max(1)).max(1);
-    (0..rows).step_by(each).map(move |start| (start, (start + each).min(rows)))
+    let each = count.div_ceil(count.div_ceil(rows(bytes, vocab, dtype)).max(1)).max(1);
+    (0..count).step_by(each).map(move |start| (start, (start + each).min(count)))
 }
 
 /// Adds the gradients of `scale` times the summed cross-entropy of `batch` to `grads`; gives the sum itself, `[1]`.

@@ -6,6 +6,7 @@ mod tokenizer;
 use std::fmt;
 use std::path::PathBuf;
 
+use burn::tensor::DType;
 use serde::Serialize;
 use serde_json::{Map, Value};
 use terrarium_kernels::TrainBackend;
@@ -18,9 +19,9 @@ use crate::config::{ConfigError, LoraSection, RunConfig, new_model};
 use crate::data::{Corpus, Cursor, PackStats};
 use crate::event::{Event, Observers};
 use crate::optim::{AdamW, AdamWConfig, Groups, count};
-use crate::params;
 use crate::run::RunOptions;
 use crate::trainer::{Parts, Trainer};
+use crate::{loss, params};
 
 /// What is known before any weight is touched.
 pub(crate) struct Outline {
@@ -212,7 +213,7 @@ pub struct Plan {
     pub valid: Option<PackStats>,
     /// Bytes of weights, gradients and moments.
     pub state_bytes: usize,
-    /// Bytes of the largest slice of logits, of which a few are alive at once.
+    /// Bytes of the largest slice of logits on a CPU, of which a few are alive at once.
     pub logits_bytes: usize,
 }
 
@@ -238,7 +239,7 @@ pub fn plan(options: &RunOptions) -> Result<Plan, TrainError> {
         train: corpus.train.stats.clone(),
         valid: corpus.valid.map(|rows| rows.stats),
         state_bytes: 4 * (parameters + adapters.unwrap_or(0) + 3 * trained),
-        logits_bytes: 4 * (positions * model.vocab_size).min((1 << 24).max(32 * model.vocab_size)),
+        logits_bytes: 4 * model.vocab_size * positions.min(loss::rows(loss::SLICE.0, model.vocab_size, DType::F32)),
     })
 }
 
