@@ -347,6 +347,22 @@ impl<B: KernelBackend> Node<B, 1> for CrossEntropy<B> {
     }
 }
 
+/// The last axis in two.
+#[derive(Clone, Debug)]
+struct Heads;
+
+impl<B: KernelBackend> Node<B, 1> for Heads {
+    fn reads(_tracked: [bool; 1]) -> [bool; 1] {
+        [false]
+    }
+
+    fn backward(self, _inputs: [Input<B>; 1], _tracked: [bool; 1], [dout, _]: [Input<B>; 2]) -> [Input<B>; 1] {
+        let dout: Tensor<B, 4> = up(dout.expect("the output's gradient"));
+        let [b, l, count, width] = dout.dims();
+        [Some(down(dout.reshape([b, l, count * width])))]
+    }
+}
+
 #[derive(Clone, Debug)]
 struct Embedding<B: Backend> {
     ids: Tensor<B, 2, Int>,
@@ -531,5 +547,9 @@ impl<B: KernelBackend, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
 
     fn split(x: Tensor<Self, 3>, widths: &[usize]) -> Vec<Tensor<Self, 3>> {
         crate::split::record(x, widths)
+    }
+
+    fn heads(x: Tensor<Self, 3>, count: usize) -> Tensor<Self, 4> {
+        up(record::<B, C, _, 1>(Heads, [Some(down(x))], |[x]| (down(B::heads(up(x.expect(READ)), count)), None)).0)
     }
 }

@@ -19,6 +19,7 @@
 //! The letters are used with the same meaning in every crate of the workspace.
 
 pub mod adamw;
+pub mod argmax;
 pub mod attention;
 pub mod autodiff;
 pub mod backend;
@@ -34,6 +35,7 @@ pub mod error;
 pub mod linear;
 pub mod measure;
 pub mod path;
+pub mod record;
 pub mod rms_norm_gated;
 pub mod rms_norm_residual;
 pub mod segments;

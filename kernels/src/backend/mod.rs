@@ -15,6 +15,7 @@ use crate::attention::{self, AttentionArgs, AttentionGrads};
 use crate::causal_conv1d::{self, ConvArgs, ConvGrads, ConvOut};
 use crate::cross_entropy::{self, CrossEntropyArgs, CrossEntropyOut};
 use crate::linear::{self, LinearGrads, LinearKept};
+use crate::record::Recorder;
 use crate::rms_norm_gated::{self, NormArgs, NormGrads};
 use crate::rms_norm_residual::{self, ResidualNormArgs, ResidualNormGrads, ResidualNormKept, ResidualNormOut};
 use crate::selective_scan::{self, ScanArgs, ScanGrads, ScanOut};
@@ -174,6 +175,11 @@ pub trait KernelBackend: Backend {
         crate::split::views(&x, widths)
     }
 
+    /// See [`crate::split::heads`].
+    fn heads(x: Tensor<Self, 3>, count: usize) -> Tensor<Self, 4> {
+        crate::split::reshaped(x, count)
+    }
+
     /// Parts `[b, l, width]` beside one another along the last axis.
     fn join(parts: Vec<Tensor<Self, 3>>) -> Tensor<Self, 3> {
         Tensor::cat(parts, 2)
@@ -182,6 +188,16 @@ pub trait KernelBackend: Backend {
     /// One step of the optimiser; see [`crate::adamw`].
     fn adamw(args: AdamWArgs<Self>) -> AdamWOut<Self> {
         adamw::reference::adamw(args)
+    }
+
+    /// See [`crate::argmax::argmax`].
+    fn argmax(logits: Tensor<Self, 2>, known: usize, _into: Option<Tensor<Self, 2, Int>>) -> Tensor<Self, 2, Int> {
+        crate::argmax::reference::argmax(logits, known)
+    }
+
+    /// What records steps on `device` to replay them, where the backend can; see [`crate::record`].
+    fn recorder(_device: &Self::Device) -> Option<Box<dyn Recorder<Self>>> {
+        None
     }
 
     /// Sum of the squares of each of `tensors`, on the host.

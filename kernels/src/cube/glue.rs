@@ -5,18 +5,19 @@ use burn::tensor::{DType, Int, Tensor};
 use burn_cubecl::element::BoolElement;
 use burn_cubecl::{CubeBackend, CubeRuntime, FloatElement, IntElement};
 
-use super::{Device, NAME, down, up};
+use super::{Device, NAME, down, down_int, record, up};
 use crate::adamw::{self, AdamWArgs, AdamWOut};
 use crate::attention::{self, AttentionArgs, AttentionGrads};
 use crate::causal_conv1d::{self, ConvArgs, ConvGrads, ConvOut};
 use crate::cross_entropy::{self, CrossEntropyArgs, CrossEntropyOut};
 use crate::linear::{self, LinearGrads, LinearKept};
 use crate::path::{KernelChoice, choice, fused, runs};
+use crate::record::Recorder;
 use crate::rms_norm_gated::{self, NormArgs, NormGrads};
 use crate::rms_norm_residual::{self, ResidualNormArgs, ResidualNormGrads, ResidualNormKept, ResidualNormOut};
 use crate::selective_scan::{self, ScanArgs, ScanDims, ScanGrads, ScanOut};
 use crate::ssd::{self, SsdArgs, SsdGrads, SsdOut};
-use crate::{KernelBackend, Op, cumsum, embedding, split};
+use crate::{KernelBackend, Op, argmax, cumsum, embedding, split};
 
 impl<R, F, I, BT> KernelBackend for CubeBackend<R, F, I, BT>
 where
@@ -146,6 +147,13 @@ where
         fused::<Self>(Op::Attention, dtype).is_some()
     }
 
+    fn embed(weight: Tensor<Self, 2>, ids: Tensor<Self, 2, Int>) -> Tensor<Self, 3> {
+        match fused::<Self>(Op::Embedding, weight.dtype()) {
+            Some(_) => up(embedding::cube::forward(down(weight), down_int(ids))),
+            None => burn::tensor::module::embedding(weight, ids),
+        }
+    }
+
     fn embed_backward(ids: Tensor<Self, 2, Int>, v: usize, dout: Tensor<Self, 3>) -> Option<Tensor<Self, 2>> {
         fused::<Self>(Op::Embedding, dout.dtype()).map(|_| embedding::cube::backward(ids, v, dout))
     }
@@ -172,6 +180,13 @@ where
         split::cube::split(&down(x), widths).into_iter().map(up).collect()
     }
 
+    fn heads(x: Tensor<Self, 3>, count: usize) -> Tensor<Self, 4> {
+        match split::cube::heads(&down(x.clone()), count) {
+            Some(view) => up(view),
+            None => split::reshaped(x, count),
+        }
+    }
+
     fn join(parts: Vec<Tensor<Self, 3>>) -> Tensor<Self, 3> {
         match split::cube::join(parts.iter().cloned().map(down).collect()) {
             Some(joined) => up(joined),
@@ -185,6 +200,19 @@ where
 
     fn square_sums(tensors: &[Tensor<Self, 1>]) -> Vec<f64> {
         if choice() == KernelChoice::Reference { adamw::reference::square_sums(tensors) } else { adamw::cube::square_sums(tensors) }
+    }
+
+    fn argmax(logits: Tensor<Self, 2>, known: usize, into: Option<Tensor<Self, 2, Int>>) -> Tensor<Self, 2, Int> {
+        if choice() != KernelChoice::Reference
+            && let Some(ids) = argmax::cube::argmax(down(logits.clone()), known, into.map(down_int), I::dtype())
+        {
+            return Tensor::from_primitive(ids);
+        }
+        argmax::reference::argmax(logits, known)
+    }
+
+    fn recorder(device: &Self::Device) -> Option<Box<dyn Recorder<Self>>> {
+        record::recorder::<R, F, I, BT>(device)
     }
 
     fn linear(x: Tensor<Self, 2>, weight: Tensor<Self, 2>, bias: Option<Tensor<Self, 1>>) -> Tensor<Self, 2> {

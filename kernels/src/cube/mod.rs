@@ -10,6 +10,7 @@ mod fold;
 mod glue;
 pub(crate) mod library;
 pub(crate) mod math;
+pub(crate) mod record;
 pub(crate) mod reduce;
 mod rows;
 

@@ -4,17 +4,21 @@ use burn::tensor::{Shape, TensorMetadata};
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
+use cubecl::zspace::metadata::Metadata;
 
 use crate::cube::reduce::{addresses, cube_grid};
-use crate::cube::{Device, Tokens, array, empty, packed, tokens};
+use crate::cube::{Device, Tokens, array, empty, library, packed, tokens};
 
 const UNITS: usize = 256;
+/// Bytes that the widest loads of any kernel are aligned to.
+const VECTORS: u64 = 16;
 
 /// Parts of the last axis of a `[b, l, width]` tensor. Burn's slices are views only where the device could bind what comes behind
 /// them, too.
 pub(crate) fn split<R: CubeRuntime>(x: &CubeTensor<R>, widths: &[usize]) -> Vec<CubeTensor<R>> {
     let [b, l, _] = x.shape().dims();
-    let alignment = x.client.properties().memory.alignment;
+    // CUDA binds any address that the vectors of kernels may begin at.
+    let alignment = if library::present::<R>().is_some() { VECTORS } else { x.client.properties().memory.alignment };
     let mut end = 0;
     let part = |&width: &usize| {
         let start = end;
@@ -29,6 +33,18 @@ pub(crate) fn split<R: CubeRuntime>(x: &CubeTensor<R>, widths: &[usize]) -> Vec<
         view
     };
     widths.iter().map(part).collect()
+}
+
+/// `[b, l, count * w]` -> `[b, l, count, w]`; nothing where channels do not lie side by side.
+pub(crate) fn heads<R: CubeRuntime>(x: &CubeTensor<R>, count: usize) -> Option<CubeTensor<R>> {
+    let [b, l, width] = x.shape().dims();
+    let [row, token, last] = std::array::from_fn(|axis| x.meta.strides()[axis]);
+    if last != 1 || width == 0 {
+        return None;
+    }
+    let mut view = x.clone();
+    *view.meta = Metadata::new([b, l, count, width / count], [row, token, width / count, 1]);
+    Some(view)
 }
 
 /// `to[token, start..start + part] = from[token, ..]`, in vectors.

@@ -24,6 +24,22 @@ pub fn split<B: KernelBackend, const N: usize>(x: Tensor<B, 3>, widths: [usize; 
     parts.try_into().unwrap_or_else(|_| unreachable!("a part for each width"))
 }
 
+/// `[b, l, count * w]` -> `[b, l, count, w]`, as a view where the backend has views. Burn copies parts of a wider tensor here.
+///
+/// # Panics
+/// When `count` does not divide the last axis.
+pub fn heads<B: KernelBackend>(x: Tensor<B, 3>, count: usize) -> Tensor<B, 4> {
+    let [.., width] = x.dims();
+    assert!(count > 0 && width.is_multiple_of(count), "heads: {count} do not share {width} channels evenly");
+    B::heads(x, count)
+}
+
+/// [`heads`] by Burn.
+pub(crate) fn reshaped<B: burn::tensor::backend::Backend>(x: Tensor<B, 3>, count: usize) -> Tensor<B, 4> {
+    let [b, l, width] = x.dims();
+    x.reshape([b, l, count, width / count])
+}
+
 /// The parts as views.
 pub(crate) fn views<B: burn::tensor::backend::Backend>(x: &Tensor<B, 3>, widths: &[usize]) -> Vec<Tensor<B, 3>> {
     let mut start = 0;

@@ -459,4 +459,5 @@ template <class... P, size_t... I> void call(void (*kernel)(P...), void **parame
     kernel(*(std::remove_reference_t<P> *)parameters[I]...);
 }
 template <class... P> void launch(void (*kernel)(P...), void **parameters) { call(kernel, parameters, std::index_sequence_for<P...>()); }
+template <class... P> void sizes(void (*)(P...), void (*each)(void *, size_t), void *to) { (each(to, sizeof(std::remove_reference_t<P>)), ...); }
 }

@@ -18,6 +18,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <map>
+#include <functional>
 #include <mutex>
 #include <string>
 #include <thread>
@@ -49,6 +50,7 @@ struct Function {
     std::string name, source;
     std::vector<unsigned> offsets;
     void (*entry)(void **parameters);
+    std::vector<size_t> sizes;  // of the parameters
     int dynamic_shared;
 };
 struct Launch {

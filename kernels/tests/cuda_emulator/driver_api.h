@@ -1,5 +1,5 @@
 // The functions of libcuda that programs call. Part of driver.cpp.
-// Streams are synchronous: when a call returns, its work is done.
+// Streams are synchronous: when a call returns, its work is done, or noted if the stream is being captured.
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
 enum Result { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_IMAGE = 200, NOT_FOUND = 500, NOT_SUPPORTED = 801 };
@@ -84,16 +84,70 @@ EXPORT int cuStreamDestroy_v2(Handle s) { delete static_cast<char *>(s); return 
 EXPORT int cuStreamSynchronize(Handle) { return SUCCESS; }
 EXPORT int cuStreamGetCtx(Handle, Handle *c) { *c = &some_context; return SUCCESS; }
 EXPORT int cuStreamQuery(Handle) { return SUCCESS; }
-EXPORT int cuStreamWaitEvent(Handle, Handle, unsigned) { return SUCCESS; }
-EXPORT int cuStreamIsCapturing(Handle, int *status) { *status = 0; return SUCCESS; }
-EXPORT int cuStreamBeginCapture_v2(Handle, int) { return NOT_SUPPORTED; }
-EXPORT int cuStreamEndCapture(Handle, Handle *) { return NOT_SUPPORTED; }
+// ---------------------------------------------------------------- graphs
+
+enum NodeType { KERNEL = 0, COPY = 1, FILL = 2, WAIT = 6, RECORD = 7, ALLOCATE = 10, FREE = 11 };
+enum MemoryType { HOST = 1, DEVICE = 2 };
+struct Node { NodeType type; std::function<void()> work; MemoryType from, to; };
+using Graph = std::vector<Node>;
+std::mutex capturing;
+std::unordered_map<Handle, Graph *> captures;
+
+// Notes the work if the stream is being captured.
+bool note(Handle stream, NodeType type, std::function<void()> work, MemoryType from = DEVICE, MemoryType to = DEVICE) {
+    std::lock_guard one(capturing);
+    auto found = captures.find(stream);
+    if (found == captures.end()) return false;
+    found->second->push_back({type, std::move(work), from, to});
+    if (TRACE && type != KERNEL) fprintf(stderr, "CUDA emulator: a captured stream notes node type %d\n", type);
+    return true;
+}
+// The same for other libraries: a kernel.
+EXPORT bool emulator_note(Handle stream, std::function<void()> *work) { return note(stream, KERNEL, *work); }
+
+EXPORT int cuStreamIsCapturing(Handle s, int *status) { std::lock_guard one(capturing); *status = int(captures.count(s)); return SUCCESS; }
+EXPORT int cuStreamBeginCapture_v2(Handle s, int) {
+    std::lock_guard one(capturing);
+    return captures.emplace(s, new Graph).second ? SUCCESS : INVALID_VALUE;
+}
+EXPORT int cuStreamEndCapture(Handle s, Handle *graph) {
+    std::lock_guard one(capturing);
+    auto found = captures.find(s);
+    if (found == captures.end()) return INVALID_VALUE;
+    *graph = found->second;
+    captures.erase(found);
+    return SUCCESS;
+}
+EXPORT int cuGraphGetNodes(Handle g, Node **nodes, size_t *count) {
+    auto &graph = *static_cast<Graph *>(g);
+    if (nodes) for (size_t i = 0; i < std::min(*count, graph.size()); i++) nodes[i] = &graph[i];
+    *count = graph.size();
+    return SUCCESS;
+}
+EXPORT int cuGraphNodeGetType(Node *node, int *type) { *type = node->type; return SUCCESS; }
+EXPORT int cuGraphMemcpyNodeGetParams(Node *node, void *parameters) {
+    // CUDA_MEMCPY3D: the kinds of memory lie behind four offsets, and behind four more fields and four offsets.
+    memcpy(static_cast<char *>(parameters) + 32, &node->from, 4);
+    memcpy(static_cast<char *>(parameters) + 120, &node->to, 4);
+    return SUCCESS;
+}
+EXPORT int cuGraphInstantiateWithFlags(Handle *exec, Handle graph, unsigned long long) { *exec = new Graph(*static_cast<Graph *>(graph)); return SUCCESS; }
+EXPORT int cuGraphLaunch(Handle exec, Handle) {
+    for (auto &node : *static_cast<Graph *>(exec)) if (node.work) node.work();
+    return SUCCESS;
+}
+EXPORT int cuGraphDestroy(Handle graph) { delete static_cast<Graph *>(graph); return SUCCESS; }
+EXPORT int cuGraphExecDestroy(Handle exec) { delete static_cast<Graph *>(exec); return SUCCESS; }
+
+// ---------------------------------------------------------------- more of streams, and events
+
+EXPORT int cuStreamWaitEvent(Handle s, Handle, unsigned) { note(s, WAIT, {}); return SUCCESS; }
 EXPORT int cuStreamAttachMemAsync(Handle, uint64_t, size_t, unsigned) { return SUCCESS; }
 EXPORT int cuLaunchHostFunc(Handle, void (*f)(void *), void *data) { f(data); return SUCCESS; }
 
 EXPORT int cuEventCreate(Handle *e, unsigned) { *e = new double(0); return SUCCESS; }
 EXPORT int cuEventDestroy_v2(Handle e) { delete static_cast<double *>(e); return SUCCESS; }
-EXPORT int cuEventRecord(Handle e, Handle) { *static_cast<double *>(e) = now_ms(); return SUCCESS; }
+EXPORT int cuEventRecord(Handle e, Handle s) { note(s, RECORD, {}); *static_cast<double *>(e) = now_ms(); return SUCCESS; }
 EXPORT int cuEventSynchronize(Handle) { return SUCCESS; }
 EXPORT int cuEventQuery(Handle) { return SUCCESS; }
 EXPORT int cuEventElapsedTime(float *ms, Handle a, Handle b) { *ms = float(*static_cast<double *>(b) - *static_cast<double *>(a)); return SUCCESS; }
@@ -106,10 +160,10 @@ EXPORT int cuMemAlloc_v2(uint64_t *p, size_t size) {
     *p = allocate(size);
     return *p ? SUCCESS : OUT_OF_MEMORY;
 }
-EXPORT int cuMemAllocAsync(uint64_t *p, size_t size, Handle) { return cuMemAlloc_v2(p, size); }
+EXPORT int cuMemAllocAsync(uint64_t *p, size_t size, Handle s) { note(s, ALLOCATE, {}); return cuMemAlloc_v2(p, size); }
 EXPORT int cuMemAllocManaged(uint64_t *p, size_t size, unsigned) { return cuMemAlloc_v2(p, size); }
 EXPORT int cuMemFree_v2(uint64_t p) { return release(p) ? SUCCESS : INVALID_VALUE; }
-EXPORT int cuMemFreeAsync(uint64_t p, Handle) { return cuMemFree_v2(p); }
+EXPORT int cuMemFreeAsync(uint64_t p, Handle s) { note(s, FREE, {}); return cuMemFree_v2(p); }
 EXPORT int cuMemAllocHost_v2(void **p, size_t size) { *p = aligned_alloc(4096, (size + 4095) / 4096 * 4096); return *p ? SUCCESS : OUT_OF_MEMORY; }
 EXPORT int cuMemHostAlloc(void **p, size_t size, unsigned) { return cuMemAllocHost_v2(p, size); }
 EXPORT int cuMemFreeHost(void *p) { free(p); return SUCCESS; }
@@ -121,22 +175,28 @@ EXPORT int cuMemGetInfo_v2(size_t *left, size_t *total) {
 
 int copy(uint64_t to, uint64_t from, size_t n) { memmove(reinterpret_cast<void *>(to), reinterpret_cast<void *>(from), n); return SUCCESS; }
 EXPORT int cuMemcpyHtoD_v2(uint64_t d, const void *h, size_t n) { return copy(d, uint64_t(h), n); }
-EXPORT int cuMemcpyHtoDAsync_v2(uint64_t d, const void *h, size_t n, Handle) { return copy(d, uint64_t(h), n); }
+int copy_later(Handle s, uint64_t to, uint64_t from, size_t n, MemoryType source, MemoryType target) {
+    return note(s, COPY, [=] { copy(to, from, n); }, source, target) ? SUCCESS : copy(to, from, n);
+}
+EXPORT int cuMemcpyHtoDAsync_v2(uint64_t d, const void *h, size_t n, Handle s) { return copy_later(s, d, uint64_t(h), n, HOST, DEVICE); }
 EXPORT int cuMemcpyDtoH_v2(void *h, uint64_t d, size_t n) { return copy(uint64_t(h), d, n); }
-EXPORT int cuMemcpyDtoHAsync_v2(void *h, uint64_t d, size_t n, Handle) { return copy(uint64_t(h), d, n); }
+EXPORT int cuMemcpyDtoHAsync_v2(void *h, uint64_t d, size_t n, Handle s) { return copy_later(s, uint64_t(h), d, n, DEVICE, HOST); }
 EXPORT int cuMemcpyDtoD_v2(uint64_t a, uint64_t b, size_t n) { return copy(a, b, n); }
-EXPORT int cuMemcpyDtoDAsync_v2(uint64_t a, uint64_t b, size_t n, Handle) { return copy(a, b, n); }
+EXPORT int cuMemcpyDtoDAsync_v2(uint64_t a, uint64_t b, size_t n, Handle s) { return copy_later(s, a, b, n, DEVICE, DEVICE); }
 EXPORT int cuMemcpyAsync(uint64_t a, uint64_t b, size_t n, Handle) { return copy(a, b, n); }
 EXPORT int cuMemcpyPeerAsync(uint64_t a, Handle, uint64_t b, Handle, size_t n, Handle) { return copy(a, b, n); }
 EXPORT int cuMemsetD8_v2(uint64_t d, unsigned char v, size_t n) { memset(reinterpret_cast<void *>(d), v, n); return SUCCESS; }
-EXPORT int cuMemsetD8Async(uint64_t d, unsigned char v, size_t n, Handle) { return cuMemsetD8_v2(d, v, n); }
+EXPORT int cuMemsetD8Async(uint64_t d, unsigned char v, size_t n, Handle s) {
+    return note(s, FILL, [=] { cuMemsetD8_v2(d, v, n); }) ? SUCCESS : cuMemsetD8_v2(d, v, n);
+}
 
 struct Copy2D {
     size_t from_x, from_y; int from_type; const char *from_host; uint64_t from_device; Handle from_array; size_t from_pitch;
     size_t to_x, to_y; int to_type; char *to_host; uint64_t to_device; Handle to_array; size_t to_pitch;
     size_t width, height;
 };
-EXPORT int cuMemcpy2DAsync_v2(const Copy2D *c, Handle) {
+EXPORT int cuMemcpy2DAsync_v2(const Copy2D *c, Handle s) {
+    if (s && note(s, COPY, [c = *c] { cuMemcpy2DAsync_v2(&c, nullptr); }, MemoryType(c->from_type), MemoryType(c->to_type))) return SUCCESS;
     const int host = 1;
     const char *from = (c->from_type == host ? c->from_host : reinterpret_cast<const char *>(c->from_device)) + c->from_y * c->from_pitch + c->from_x;
     char *to = (c->to_type == host ? c->to_host : reinterpret_cast<char *>(c->to_device)) + c->to_y * c->to_pitch + c->to_x;
@@ -167,7 +227,10 @@ EXPORT int cuModuleGetFunction(Handle *function, Handle m, const char *name) {
     auto module = static_cast<Module *>(m);
     void *entry = dlsym(module->library, (std::string("__emu_launch_") + name).c_str());
     if (!entry) return NOT_FOUND;
-    *function = new Function{name, module->source, module->offsets, reinterpret_cast<void (*)(void **)>(entry), 0};
+    auto f = new Function{name, module->source, module->offsets, reinterpret_cast<void (*)(void **)>(entry), {}, 0};
+    auto sizes = reinterpret_cast<void (*)(void (*)(void *, size_t), void *)>(dlsym(module->library, (std::string("__emu_sizes_") + name).c_str()));
+    sizes([](void *to, size_t size) { static_cast<std::vector<size_t> *>(to)->push_back(size); }, &f->sizes);
+    *function = f;
     return SUCCESS;
 }
 EXPORT int cuModuleGetGlobal_v2(uint64_t *, size_t *, Handle, const char *) { return NOT_FOUND; }
@@ -191,11 +254,25 @@ EXPORT int cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int *n, Handle f
 }
 
 EXPORT int cuLaunchKernel(Handle f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
-                          unsigned shared, Handle, void **parameters, void **) {
+                          unsigned shared, Handle stream, void **parameters, void **) {
     auto function = static_cast<Function *>(f);
     uint64_t threads = uint64_t(bx) * by * bz;
     if (!threads || threads > MAX_THREADS || bz > 64 || !gx || !gy || !gz || gy > 65535 || gz > 65535) return INVALID_VALUE;
     if (shared > 49152 && int(shared) > function->dynamic_shared) return INVALID_VALUE;
+    auto noted = [&] {
+        if (TRACE) fprintf(stderr, "CUDA emulator: launch %s\n", function->name.c_str());
+        std::vector<std::vector<char>> values;
+        for (size_t i = 0; i < function->sizes.size(); i++) {
+            auto value = static_cast<const char *>(parameters[i]);
+            values.emplace_back(value, value + function->sizes[i]);
+        }
+        return note(stream, KERNEL, [=] () mutable {
+            std::vector<void *> places;
+            for (auto &value : values) places.push_back(value.data());
+            pool().run({function, {gx, gy, gz}, {bx, by, bz}, shared, places.data()});
+        });
+    };
+    if (noted()) return SUCCESS;
     double start = now_ms();
     pool().run({function, {gx, gy, gz}, {bx, by, bz}, shared, parameters});
     if (TRACE) fprintf(stderr, "CUDA emulator: %s, grid (%u, %u, %u), block (%u, %u, %u), %u bytes shared: %.1f ms, %s\n",

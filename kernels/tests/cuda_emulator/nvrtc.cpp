@@ -273,7 +273,9 @@ string wrap_kernels(string source) {
     string ending;
     std::smatch m;
     for (size_t from = 0; std::regex_search(source.cbegin() + long(from), source.cend(), m, KERNEL);) {
-        ending += "extern \"C\" __attribute__((visibility(\"default\"))) void __emu_launch_" + m.str(1) + "(void **p) { __emu::launch(&" + m.str(1) + ", p); }\n";
+        const string name = m.str(1), start = "extern \"C\" __attribute__((visibility(\"default\"))) void __emu_";
+        ending += start + "launch_" + name + "(void **p) { __emu::launch(&" + name + ", p); }\n";
+        ending += start + "sizes_" + name + "(void (*each)(void *, size_t), void *to) { __emu::sizes(&" + name + ", each, to); }\n";
         from = source.find('{', size_t(m[0].second - source.cbegin())) + 1;
         source.insert(from, KERNEL_START);
     }

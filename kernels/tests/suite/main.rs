@@ -4,6 +4,7 @@
 //! The backend is the one that the cargo features pick in [`common`].
 
 mod adamw;
+mod argmax;
 mod attention;
 mod causal_conv1d;
 mod common;
@@ -12,6 +13,7 @@ mod cumsum;
 mod embedding;
 mod linear;
 mod path;
+mod record;
 mod repeated;
 mod rms_norm_gated;
 mod rms_norm_residual;

@@ -23,6 +23,9 @@ pub(super) struct Setting {
     pub state: bool,
     /// The outgoing state has a gradient. Only for the way back.
     pub dstate: bool,
+    /// The incoming state lies where the outgoing one goes; then a unit sees whole rows, and there are no documents. Only
+    /// for the way there.
+    pub in_place: bool,
     pub segments: bool,
     pub silu: bool,
 }
@@ -187,7 +190,11 @@ pub(super) fn forward_kernel<F: Numeric, W: Numeric, N: Size, M: Size>(
     let mut inputs = Array::<Vector<f32, N>>::new(comptime!(before.max(1)));
     #[unroll]
     for j in 0..before {
-        inputs[j] = Vector::cast_from(source::<F, N>(x, past, ids, bounds, place, from + j, last, set));
+        if comptime!(set.in_place) {
+            inputs[j] = Vector::cast_from(state[(row * before + j) * width + v]);
+        } else {
+            inputs[j] = Vector::cast_from(source::<F, N>(x, past, ids, bounds, place, from + j, last, set));
+        }
     }
     let batch = comptime!(set.batch);
     for round in 0..(to - from + batch - 1) / batch {
@@ -240,7 +247,11 @@ pub(super) fn forward_kernel<F: Numeric, W: Numeric, N: Size, M: Size>(
         let id = id_of(ids, bounds, place, l + before - 1, set);
         #[unroll]
         for j in 0..before {
-            state[(row * before + j) * width + v] = source::<F, N>(x, past, ids, bounds, place, real + j, id, set);
+            if comptime!(set.in_place) {
+                state[(row * before + j) * width + v] = Vector::cast_from(inputs[j]);
+            } else {
+                state[(row * before + j) * width + v] = source::<F, N>(x, past, ids, bounds, place, real + j, id, set);
+            }
         }
     }
 }

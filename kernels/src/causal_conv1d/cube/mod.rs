@@ -109,6 +109,7 @@ impl<R: CubeRuntime> Conv<R> {
             bias: self.bias.is_some(),
             state: self.past.is_some(),
             dstate: false,
+            in_place: false,
             segments: self.rows.present,
             silu: self.silu,
         }
@@ -119,7 +120,7 @@ impl<R: CubeRuntime> Conv<R> {
         self.device.processors.unwrap_or(16) as usize * 4096
     }
 
-    fn forward(self) -> (CubeTensor<R>, CubeTensor<R>) {
+    fn forward(mut self) -> (CubeTensor<R>, CubeTensor<R>) {
         let [b, l, e, k] = self.dims;
         let dtype = self.x.dtype;
         let y = empty(&self.x, [b, l, e], dtype);
@@ -127,12 +128,15 @@ impl<R: CubeRuntime> Conv<R> {
             let state = self.past.clone().unwrap_or_else(|| zeros(&self.x, [b, k - 1, e], dtype));
             return (y, state);
         }
-        let state = empty(&self.x, [b, k - 1, e], dtype);
-        let bound_state = if k > 1 { state.clone() } else { empty(&self.x, [1], dtype) };
         let (weight, bias) = self.parameters();
         let mut set = self.setting(weight.dtype, 8);
         let width = e / set.n;
         let tile = (b * l * width / self.units()).clamp(8, 64).next_multiple_of(set.batch).min(l);
+        // Decoding: nobody else holds the state, so it need not move.
+        set.in_place = tile == l && !set.segments && self.past.as_ref().is_some_and(CubeTensor::can_mut);
+        let state = if set.in_place { self.past.take() } else { None };
+        let state = state.unwrap_or_else(|| empty(&self.x, [b, k - 1, e], dtype));
+        let bound_state = if k > 1 { state.clone() } else { empty(&self.x, [1], dtype) };
         set.even = l.is_multiple_of(set.batch) && tile.is_multiple_of(set.batch);
         let items = b * l.div_ceil(tile);
         let past = self.past.clone().unwrap_or_else(|| self.x.clone());

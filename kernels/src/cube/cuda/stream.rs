@@ -28,6 +28,26 @@ fn named(text: &str) -> Vec<(usize, u64)> {
     places.iter().copied().zip(ends).filter_map(entry).collect()
 }
 
+/// Whether nothing that was uploaded on `stream` is still held on the host; nothing where the text does not say.
+fn settled(text: &str, stream: usize) -> Option<bool> {
+    let from = text.find(&format!("sys: {:?},", stream as CUstream))?;
+    let part = &text[from..];
+    let part = &part[part.find("PendingDropQueue {")?..];
+    let part = &part[..part.find("policy:")?];
+    Some(part.contains("pending: []") && part.contains("staged: []"))
+}
+
+/// Lets go of what was uploaded for the stream of `id`, or says whether something was since.
+pub(super) fn uploads(server: &mut Server, id: StreamId, forget: bool) -> Option<bool> {
+    if forget {
+        // The first makes it wait, the second lets it go.
+        server.flush(id).ok()?;
+        server.flush(id).ok()?;
+    }
+    let stream = find(server, id)?;
+    settled(&format!("{server:?}"), stream as usize).map(|settled| !settled)
+}
+
 /// The stream on which `server` runs the work of `id`, on the server's thread, with its context current.
 pub(super) fn find(server: &mut Server, id: StreamId) -> Option<CUstream> {
     let before = named(&format!("{server:?}"));

@@ -235,3 +235,28 @@ pub(super) fn finish<F: Float, N: Size>(
         }
     }
 }
+
+/// `out[i] = weight[ids[i]]`, a vector to a unit.
+#[cube(launch_unchecked, address_type = "dynamic")]
+pub(super) fn rows<F: Float, N: Size>(
+    weight: &Array<Vector<F, N>>,
+    ids: &Array<i32>,
+    out: &mut Array<Vector<F, N>>,
+    n: u32,
+    v: u32,
+    vectors: u32,
+    #[define(F)] _dtype: StorageType,
+) {
+    let vectors = vectors as usize;
+    let place = ABSOLUTE_POS / vectors;
+    if place < n as usize {
+        let row = row_of(ids[place], v);
+        // Rows are fewer, so this is NaN. A constant would not compile on CUDA.
+        let nan = max(row, 0x7FC0_0000u32);
+        let mut value = Vector::<F, N>::cast_from(Vector::<f32, N>::new(f32::reinterpret(nan)));
+        if row < v {
+            value = weight[row as usize * vectors + ABSOLUTE_POS % vectors];
+        }
+        out[ABSOLUTE_POS] = value;
+    }
+}

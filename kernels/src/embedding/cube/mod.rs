@@ -148,6 +148,35 @@ fn sum<R: CubeRuntime>(device: &Device, ids: CubeTensor<R>, dout: CubeTensor<R>,
     out
 }
 
+/// Rows of `weight [v, d]`; NaN where an id is none of them.
+pub(crate) fn forward<R: CubeRuntime>(weight: CubeTensor<R>, ids: CubeTensor<R>) -> CubeTensor<R> {
+    let ([v, d], [b, l]): ([usize; 2], [usize; 2]) = (weight.shape().dims(), ids.shape().dims());
+    let (weight, ids) = (packed(weight), packed(cast(ids, DType::I32)));
+    let device = Device::of(&weight.client);
+    let width = vector_width(&weight.client, &[weight.dtype()], d);
+    let vectors = d / width;
+    let out = empty(&weight, [b, l, d], weight.dtype());
+    let units = device.max_units.min(256);
+    // SAFETY: the kernel guards places and ids.
+    unsafe {
+        kernels::rows::launch_unchecked::<R>(
+            &weight.client,
+            cube_grid(&device, (b * l * vectors).div_ceil(units as usize)),
+            CubeDim::new_1d(units),
+            addresses(&[&weight, &out]),
+            width,
+            array(&weight),
+            array(&ids),
+            array(&out),
+            (b * l) as u32,
+            v as u32,
+            vectors as u32,
+            weight.dtype().into(),
+        );
+    }
+    out
+}
+
 pub(crate) fn backward<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolElement>(
     ids: Tensor<CubeBackend<R, F, I, BT>, 2, Int>,
     v: usize,

@@ -162,24 +162,29 @@ impl<R: CubeRuntime> Scan<R> {
         line(self.dims.b * cut.pieces * self.dims.e.div_ceil(cut.units), &self.device)
     }
 
-    pub fn forward(self) -> (CubeTensor<R>, CubeTensor<R>) {
+    pub fn forward(mut self) -> (CubeTensor<R>, CubeTensor<R>) {
         let ScanDims { b, l, e, n } = self.dims;
         let y = self.empty([b, l, e], self.u.tensor.dtype);
         if b * l * e == 0 {
             let state = if self.set.state { self.past.clone() } else { self.zeros([b, e, n], DType::F32) };
             return (self.zeros([b, l, e], self.types.u), state);
         }
-        let state = self.empty([b, e, n], DType::F32);
         let m = vector_size(&self.a.client, n, &[DType::F32]);
         if l <= STEPS && n / m <= 64 {
-            self.step(&y, &state, m);
-        } else if let Some(cut) = self.cut(survey_bytes, 1) {
+            // Decoding: nobody else holds the state, so it need not move.
+            let in_place = self.set.state && self.past.can_mut();
+            let state = if in_place { std::mem::replace(&mut self.past, self.a.clone()) } else { self.empty([b, e, n], DType::F32) };
+            self.step(&y, &state, m, in_place);
+            return (cast(y, self.types.u), state);
+        }
+        let state = self.empty([b, e, n], DType::F32);
+        if let Some(cut) = self.cut(survey_bytes, 1) {
             self.walk(&y, &state, cut);
         }
         (cast(y, self.types.u), state)
     }
 
-    fn step(&self, y: &CubeTensor<R>, state: &CubeTensor<R>, m: usize) {
+    fn step(&self, y: &CubeTensor<R>, state: &CubeTensor<R>, m: usize, in_place: bool) {
         let ScanDims { b, l, e, n } = self.dims;
         let units = 64.min(self.device.max_units as usize).max(n / m);
         let blocks = e.div_ceil(units / (n / m));
@@ -218,6 +223,7 @@ impl<R: CubeRuntime> Scan<R> {
                 self.z.row,
                 self.z.token,
                 m,
+                in_place,
                 set,
                 self.storage(),
             );

@@ -6,7 +6,7 @@ use cubecl::prelude::*;
 
 use super::tile::{Setting, id_before, sigmoid, softplus};
 
-/// `y [b, l, e]` and the outgoing state `[b, e, n]`. `parts` units to a channel, `m` states each.
+/// `y [b, l, e]` and the outgoing state `[b, e, n]`, which holds the incoming one if `in_place`. `parts` units to a channel, `m` states each.
 #[cube(launch_unchecked, address_type = "dynamic", fast_math = FastMath::all())]
 #[allow(clippy::too_many_arguments)]
 pub(super) fn step_kernel<U: Numeric, D: Numeric, B: Numeric, Z: Numeric, M: Size>(
@@ -37,6 +37,7 @@ pub(super) fn step_kernel<U: Numeric, D: Numeric, B: Numeric, Z: Numeric, M: Siz
     z_row: u32,
     z_token: u32,
     #[comptime] m: usize,
+    #[comptime] in_place: bool,
     #[comptime] set: Setting,
     #[define(U, D, B, Z)] _types: [StorageType; 4],
 ) {
@@ -67,7 +68,9 @@ pub(super) fn step_kernel<U: Numeric, D: Numeric, B: Numeric, Z: Numeric, M: Siz
     let rates = a[channel * parts + part];
     let state_at = (row * e + channel) * parts + part;
     let mut h = Vector::<f32, M>::new(0.0f32);
-    if comptime!(set.state) {
+    if comptime!(in_place) {
+        h = leave[state_at];
+    } else if comptime!(set.state) {
         h = enter[state_at];
     }
     for t in 0..l {
