@@ -5,6 +5,7 @@ mod add_a_family;
 mod architecture;
 mod big;
 mod common;
+mod decoding;
 #[cfg(all(feature = "fusion", any(feature = "cuda", feature = "vulkan")))]
 mod fusion;
 mod layouts;

@@ -61,6 +61,12 @@ impl<B: Backend> Cache<B> {
         self.len() == 0
     }
 
+    /// Takes note that every row went on by `tokens` tokens of its document, which were read into these very tensors without this cache
+    /// being told.
+    pub fn advance(&mut self, tokens: usize) {
+        self.context.skip(tokens);
+    }
+
     fn map(self, mut f: impl FnMut(Tensor<B, 4>) -> Tensor<B, 4>) -> Self {
         Self { context: self.context, layers: self.layers.into_iter().map(|layer| layer.map(&mut f)).collect() }
     }

@@ -146,6 +146,27 @@ impl<B: KernelBackend> Decoder<B> {
         Self { compute: Some(dtype), ..self }
     }
 
+    /// The same model with everything that depends on parameters alone computed ahead: the same results in fewer operations.
+    /// For inference only: its parameters are no longer those of a checkpoint, so it is neither trained nor saved.
+    pub fn frozen(mut self) -> Self {
+        self.for_each_linear(&mut |_, linear| linear.merge());
+        for layer in &mut self.layers {
+            layer.norm.freeze();
+            match &mut layer.mixer {
+                Mixer::Mamba(mixer) => mixer.freeze(),
+                Mixer::Mamba2(mixer) => mixer.freeze(),
+                Mixer::Attention(_) | Mixer::Mlp(_) => {}
+            }
+        }
+        self.norm_f.freeze();
+        self
+    }
+
+    /// Whether what the model carries from token to token stays where it is: no layer keeps keys and values of all tokens.
+    pub fn has_constant_state(&self) -> bool {
+        !self.layers.iter().any(|layer| matches!(layer.mixer, Mixer::Attention(_)))
+    }
+
     /// What a mixer reads.
     fn entering(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
         match self.compute {

@@ -138,6 +138,15 @@ impl Context {
         self.rows.first().map_or(0, |row| row.slots.len())
     }
 
+    /// Every row goes on by `tokens` tokens of its document.
+    pub(crate) fn skip(&mut self, tokens: usize) {
+        for row in &mut self.rows {
+            row.document = row.document.or(Some(0));
+            row.position += tokens as i32;
+            row.slots.extend(std::iter::repeat_n(row.run, tokens));
+        }
+    }
+
     /// Keeps the given rows, in the given order.
     pub fn select_rows(&self, rows: &[usize]) -> Self {
         Self { rows: rows.iter().map(|&row| self.rows[row].clone()).collect(), mixed: self.mixed }

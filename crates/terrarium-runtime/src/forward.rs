@@ -62,7 +62,12 @@ pub(crate) fn ids_tensor<B: KernelBackend>(rows: &[&[u32]], len: usize, device: 
 
 /// Logits `[n, v]` on the host, in f32, row after row.
 pub(crate) fn host_logits<B: KernelBackend>(model: &Decoder<B>, hidden: Tensor<B, 2>) -> Result<Vec<f32>> {
-    let data = cast(model.logits(hidden).into_data(), DType::F32);
+    host_values(model.logits(hidden).into_data())
+}
+
+/// Values as f32.
+pub(crate) fn host_values(data: TensorData) -> Result<Vec<f32>> {
+    let data = cast(data, DType::F32);
     let total = data.num_elements();
     // Only a backend that gives other data than it was asked for gets here.
     data.into_vec().map_err(|_| SamplingError::NotFinite { step: 0, count: total, total, id: 0 }.into())

@@ -27,6 +27,11 @@ impl Default for Sampling {
 }
 
 impl Sampling {
+    /// Whether the best token is taken as the model gives it.
+    pub fn is_greedy(&self) -> bool {
+        self.temperature == 0.0 && self.repetition_penalty == 1.0
+    }
+
     /// Whether every option is in its range.
     pub fn check(&self) -> Result<(), SamplingError> {
         let finite = |x: f32, ok: bool| x.is_finite() && ok;

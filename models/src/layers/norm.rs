@@ -96,6 +96,14 @@ impl<B: KernelBackend> Norm<B> {
         (self.forward(sum.clone()), sum)
     }
 
+    /// Adds the one to weights that are kept without it.
+    pub(crate) fn freeze(&mut self) {
+        self.weight = Param::from_tensor(self.scale());
+        if self.config.kind == NormKind::LayerOnePlus {
+            self.config.kind = NormKind::Layer;
+        }
+    }
+
     fn scale(&self) -> Tensor<B, 1> {
         match self.config.kind {
             NormKind::LayerOnePlus => self.weight.val() + 1.0,

@@ -86,6 +86,9 @@ pub struct Mamba<B: Backend> {
     pub out_proj: Linear<B>,
     #[module(skip)]
     config: MambaConfig,
+    /// `a_log` holds the decays themselves.
+    #[module(skip)]
+    frozen: bool,
 }
 
 /// What a Mamba mixer carries: constant in size.
@@ -115,6 +118,7 @@ impl<B: KernelBackend> Mamba<B> {
             d: bag.take("d"),
             out_proj: Linear::take(bag, "out_proj"),
             config: config.clone(),
+            frozen: false,
         }
     }
 
@@ -136,7 +140,7 @@ impl<B: KernelBackend> Mamba<B> {
         let scanned = selective_scan(ScanArgs {
             u,
             delta: self.dt_proj.forward_unbiased(step),
-            a: -self.a_log.val().exp(),
+            a: self.rates(),
             b: keys,
             c: queries,
             d: Some(self.d.val()),
@@ -147,6 +151,17 @@ impl<B: KernelBackend> Mamba<B> {
             delta_softplus: true,
         });
         (self.out_proj.forward(scanned.y), MambaCache { conv: convolved.state, ssm: scanned.state })
+    }
+
+    /// The decays `A`, `[e, n]`.
+    fn rates(&self) -> Tensor<B, 2> {
+        if self.frozen { self.a_log.val() } else { -self.a_log.val().exp() }
+    }
+
+    pub(crate) fn freeze(&mut self) {
+        self.conv1d.freeze();
+        self.a_log = Param::from_tensor(self.rates());
+        self.frozen = true;
     }
 
     pub(crate) fn for_each_linear(&mut self, path: &str, f: &mut dyn FnMut(&str, &mut Linear<B>)) {

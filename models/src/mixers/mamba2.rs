@@ -16,7 +16,7 @@ use burn::tensor::backend::Backend;
 use terrarium_kernels::KernelBackend;
 use terrarium_kernels::causal_conv1d::{ConvArgs, causal_conv1d};
 use terrarium_kernels::rms_norm_gated::{NormArgs, rms_norm_gated};
-use terrarium_kernels::split::split;
+use terrarium_kernels::split::{heads, split};
 use terrarium_kernels::ssd::{SsdArgs, SsdOptions, ssd};
 
 use super::{Conv1d, Parameters, linear_specs};
@@ -104,6 +104,9 @@ pub struct Mamba2<B: Backend> {
     pub out_proj: Linear<B>,
     #[module(skip)]
     config: Mamba2Config,
+    /// `a_log` holds the decays themselves.
+    #[module(skip)]
+    frozen: bool,
 }
 
 /// What a Mamba-2 mixer carries: constant in size.
@@ -132,6 +135,7 @@ impl<B: KernelBackend> Mamba2<B> {
             norm: RmsNorm::take(bag, "norm.weight", config.norm_eps),
             out_proj: Linear::take(bag, "out_proj"),
             config: config.clone(),
+            frozen: false,
         }
     }
 
@@ -139,7 +143,7 @@ impl<B: KernelBackend> Mamba2<B> {
     pub fn forward(&self, x: Tensor<B, 3>, cache: Option<Mamba2Cache<B>>, sequence: &Sequence<B>) -> (Tensor<B, 3>, Mamba2Cache<B>) {
         let config = &self.config;
         let [b, l, _] = x.dims();
-        let (e, h, p, g, n) = (config.inner(), config.heads, config.head_dim, config.groups, config.state);
+        let (e, h, g, n) = (config.inner(), config.heads, config.groups, config.state);
         let conv = config.conv_channels();
         let (conv_state, ssm_state) = cache.map(|cache| (cache.conv, cache.ssm)).unzip();
 
@@ -156,11 +160,11 @@ impl<B: KernelBackend> Mamba2<B> {
         });
         let [u, keys, queries] = split(convolved.y, [e, g * n, g * n]);
         let scanned = ssd(SsdArgs {
-            x: u.reshape([b, l, h, p]),
+            x: heads(u, h),
             dt,
-            a: -self.a_log.val().exp(),
-            b: keys.reshape([b, l, g, n]),
-            c: queries.reshape([b, l, g, n]),
+            a: self.rates(),
+            b: heads(keys, g),
+            c: heads(queries, g),
             d: Some(self.d.val()),
             dt_bias: Some(self.dt_bias.val()),
             state: ssm_state,
@@ -175,6 +179,17 @@ impl<B: KernelBackend> Mamba2<B> {
             eps: self.norm.eps,
         });
         (self.out_proj.forward(y), Mamba2Cache { conv: convolved.state, ssm: scanned.state })
+    }
+
+    /// The decays `A`, `[h]`.
+    fn rates(&self) -> Tensor<B, 1> {
+        if self.frozen { self.a_log.val() } else { -self.a_log.val().exp() }
+    }
+
+    pub(crate) fn freeze(&mut self) {
+        self.conv1d.freeze();
+        self.a_log = Param::from_tensor(self.rates());
+        self.frozen = true;
     }
 
     pub(crate) fn for_each_linear(&mut self, path: &str, f: &mut dyn FnMut(&str, &mut Linear<B>)) {

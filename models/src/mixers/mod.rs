@@ -48,6 +48,12 @@ impl<B: Backend> Conv1d<B> {
     fn take(bag: &mut Bag<B>) -> Self {
         Self { weight: bag.take("conv1d.weight"), bias: bag.optional("conv1d.bias") }
     }
+
+    /// Packs the taps: where a backend pads rows, every call would do it.
+    fn freeze(&mut self) {
+        let [channels, taps] = self.weight.dims();
+        self.weight = Param::from_tensor(self.weight.val().reshape([channels * taps]).reshape([channels, taps]));
+    }
 }
 
 /// `<name>.weight [out, in]` and, if wanted, `<name>.bias [out]`.

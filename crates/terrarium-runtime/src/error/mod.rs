@@ -31,6 +31,9 @@ pub enum Error {
     /// The input of generation or scoring.
     #[error(transparent)]
     Input(#[from] InputError),
+    /// The device failed while decoding.
+    #[error("the device failed while decoding: {0}")]
+    Device(String),
     /// A PEFT adapter.
     #[error(transparent)]
     Adapter(#[from] AdapterError),

@@ -1,5 +1,6 @@
 //! Generating text: batches of prompts of any length, each row exactly as it would be alone.
 
+mod decoding;
 mod row;
 mod stop;
 
@@ -8,13 +9,14 @@ use std::time::{Duration, Instant};
 
 use burn::tensor::Tensor;
 use terrarium_kernels::KernelBackend;
-use terrarium_models::{Cache, Decoder, DecoderConfig, Layout};
+use terrarium_models::{Cache, Decoder, DecoderConfig};
 
 use crate::Result;
 use crate::error::InputError;
-use crate::forward::{check_ids, host_logits, ids_tensor, prefill};
+use crate::forward::{check_ids, host_logits, prefill};
 use crate::sampling::Sampling;
 use crate::tokenizer::Tokenizer;
+pub use decoding::Decoding;
 use row::RowState;
 
 /// How to generate.
@@ -149,12 +151,16 @@ pub fn generate<B: KernelBackend>(
     on_piece: &mut dyn FnMut(Piece<'_>) -> ControlFlow<()>,
 ) -> Result<Generated> {
     let prompts = check(config, tokenizer, prompts, options)?;
-    let mut run = Run { model, config, tokenizer, options, device, timings: Timings::default(), cancelled: false };
+    let mut run = Run { model, config, tokenizer, options, device, timings: Timings::default(), notes: Vec::new(), cancelled: false };
     let mut rows = Vec::with_capacity(prompts.len());
     for (batch, group) in prompts.chunks(options.batch.max(1)).enumerate() {
         rows.extend(run.group(batch * options.batch.max(1), group, on_piece)?);
     }
-    Ok(Generated { rows, timings: run.timings, notes: length_note(config, &prompts, options) })
+    let mut notes = length_note(config, &prompts, options);
+    run.notes.sort();
+    run.notes.dedup();
+    notes.extend(run.notes);
+    Ok(Generated { rows, timings: run.timings, notes })
 }
 
 /// Ids of a prompt as the tokenizer wants it; an empty text is a bos.
@@ -204,7 +210,16 @@ struct Run<'a, B: KernelBackend> {
     options: &'a GenerateOptions,
     device: &'a B::Device,
     timings: Timings,
+    notes: Vec<String>,
     cancelled: bool,
+}
+
+/// From what the tokens of a step are chosen.
+enum Choice {
+    /// They are chosen, one for each active row.
+    Ids(Vec<u32>),
+    /// Of each active row.
+    Logits(Vec<f32>),
 }
 
 impl<B: KernelBackend> Run<'_, B> {
@@ -219,24 +234,36 @@ impl<B: KernelBackend> Run<'_, B> {
             let finish = if self.cancelled { Finish::Cancelled } else { Finish::Length };
             return states.into_iter().map(|state| state.into_row(finish.clone())).collect();
         }
-        let begin = Instant::now();
-        let (mut logits, mut cache) = self.read(prompts)?;
+        let mut clock = Instant::now();
+        let (logits, cache) = self.read(prompts)?;
         self.timings.prompt_tokens += prompts.iter().map(Vec::len).sum::<usize>();
         let mut active: Vec<usize> = (0..states.len()).collect();
-        let mut clock = begin;
-        for step in 0.. {
-            let count = active.len();
-            let kept = self.choose(&mut states, &active, logits, step, on_piece)?;
-            self.account(step, count, &mut clock);
+        let mut kept = self.choose(&mut states, &active, Choice::Logits(logits), 0, on_piece)?;
+        self.account(0, active.len(), &mut clock);
+        let mut decoding = Decoding::new(self.model, cache, self.known(), self.device);
+        let greedy = decoding.chooses() && self.options.sampling.is_greedy();
+        for step in 1.. {
             if kept.is_empty() {
                 break;
             }
-            if kept.len() < count {
-                cache = cache.select_rows(&kept);
+            if kept.len() < active.len() {
+                decoding.keep(&kept);
                 active = kept.iter().map(|&i| active[i]).collect();
             }
-            (logits, cache) = self.step(&states, &active, cache)?;
+            if greedy && step > 1 && !decoding.forgot() {
+                decoding.advance()?;
+            } else {
+                decoding.read(&active.iter().map(|&i| states[i].newest()).collect::<Vec<_>>())?;
+            }
+            let choice = if greedy { decoding.likeliest()? } else { None };
+            let choice = match choice {
+                Some(ids) => Choice::Ids(ids),
+                None => Choice::Logits(decoding.logits()?),
+            };
+            kept = self.choose(&mut states, &active, choice, step, on_piece)?;
+            self.account(step, active.len(), &mut clock);
         }
+        self.notes.extend(decoding.note().map(str::to_string));
         states.into_iter().map(|state| state.into_row(Finish::Length)).collect()
     }
 
@@ -259,13 +286,10 @@ impl<B: KernelBackend> Run<'_, B> {
         Ok((host_logits(self.model, hidden)?, cache))
     }
 
-    /// Takes each active row's newest token one step on.
-    fn step(&self, states: &[RowState<'_>], active: &[usize], cache: Cache<B>) -> Result<(Vec<f32>, Cache<B>)> {
-        let newest: Vec<[u32; 1]> = active.iter().map(|&i| [states[i].newest()]).collect();
-        let rows: Vec<&[u32]> = newest.iter().map(|id| id.as_slice()).collect();
-        let ids = ids_tensor(&rows, 1, self.device);
-        let (hidden, cache) = self.model.hidden(ids, Some(cache), &Layout::full(active.len(), 1));
-        Ok((host_logits(self.model, hidden.squeeze_dim(1))?, cache))
+    /// Columns of the logits that are tokens: rows of the embedding beyond the tokenizer's ids are padding, never text.
+    fn known(&self) -> usize {
+        let vocab = self.config.vocab_size;
+        self.tokenizer.map_or(vocab, |t| t.vocab_size().min(vocab))
     }
 
     /// Chooses a token for each active row; returns which of them (as places in `active`) go on.
@@ -273,17 +297,19 @@ impl<B: KernelBackend> Run<'_, B> {
         &mut self,
         states: &mut [RowState<'_>],
         active: &[usize],
-        mut logits: Vec<f32>,
+        mut choice: Choice,
         step: usize,
         on_piece: &mut dyn FnMut(Piece<'_>) -> ControlFlow<()>,
     ) -> Result<Vec<usize>> {
-        let vocab = self.config.vocab_size;
-        // Rows of the embedding beyond the tokenizer's ids are padding: never text.
-        let known = self.tokenizer.map_or(vocab, |t| t.vocab_size().min(vocab));
+        let (vocab, known) = (self.config.vocab_size, self.known());
         let mut kept = Vec::with_capacity(active.len());
-        for (place, (&i, logits)) in active.iter().zip(logits.chunks_mut(vocab)).enumerate() {
+        for (place, &i) in active.iter().enumerate() {
             let state = &mut states[i];
-            let (id, text) = state.choose(&mut logits[..known], step, self.options)?;
+            let id = match &mut choice {
+                Choice::Ids(ids) => ids[place],
+                Choice::Logits(logits) => state.sample(&mut logits[place * vocab..][..known], step)?,
+            };
+            let text = state.take(id, self.options)?;
             self.timings.new_tokens += 1;
             if on_piece(Piece { row: state.row, id, text: &text }).is_break() {
                 self.cancelled = true;

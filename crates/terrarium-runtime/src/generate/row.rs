@@ -43,9 +43,13 @@ impl<'a> RowState<'a> {
         self.finish.is_some()
     }
 
-    /// Chooses the next token; returns it and the text that is certain by now.
-    pub(super) fn choose(&mut self, logits: &mut [f32], step: usize, options: &GenerateOptions) -> Result<(u32, String)> {
-        let id = self.sampler.sample(logits, &self.seen, step)?;
+    /// Chooses the next token.
+    pub(super) fn sample(&mut self, logits: &mut [f32], step: usize) -> Result<u32> {
+        Ok(self.sampler.sample(logits, &self.seen, step)?)
+    }
+
+    /// Takes the next token; returns the text that is certain by now.
+    pub(super) fn take(&mut self, id: u32, options: &GenerateOptions) -> Result<String> {
         self.seen.push(id);
         if options.eos.contains(&id) {
             self.finish = Some(Finish::Eos(id));
@@ -63,7 +67,7 @@ impl<'a> RowState<'a> {
             text.push_str(&self.flush()?);
         }
         self.text.push_str(&text);
-        Ok((id, text))
+        Ok(text)
     }
 
     fn scan(&mut self, new: &str) -> String {

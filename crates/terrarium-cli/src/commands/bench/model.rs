@@ -11,6 +11,7 @@ use terrarium::models::init::RandomSource;
 use terrarium::models::params::{ParamSource, ParamSpec};
 use terrarium::models::presets::preset;
 use terrarium::models::{Decoder, DecoderConfig, Layout};
+use terrarium::runtime::generate::Decoding;
 use terrarium::train::TrainConfig;
 use terrarium::train::config::{Compute, near_presets};
 use terrarium::train::data::{Batch, IGNORED};
@@ -78,6 +79,9 @@ struct Report {
     batch: usize,
     tokens: usize,
     parameters: usize,
+    /// Operations that one replay of a recorded decoding step does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    recorded: Option<usize>,
     /// Of a step, sorted.
     ms: Vec<f64>,
     median_ms: f64,
@@ -145,6 +149,7 @@ impl BackendTask for Task<'_> {
             times.sort_by(f64::total_cmp);
             times
         };
+        let mut recorded = None;
         let (name, count, flop, ms) = match part {
             Part::Train => {
                 let model = Decoder::<B>::build(config, &mut source, DType::F32, device);
@@ -161,7 +166,15 @@ impl BackendTask for Task<'_> {
             Part::Decode => {
                 let model = Decoder::<B::InnerBackend>::build(config, &mut source, dtype, device);
                 let prompt = ids.take(batch * tokens);
-                ("decoding step", batch, 2.0, times(Box::new(|| decode(&model, &prompt, [batch, tokens], new_tokens, device))))
+                ("decoding step", batch, 2.0, {
+                    let mut decoding = warm(&model, &prompt, [batch, tokens], config.vocab_size, device)?;
+                    let mut run = || decode(&mut decoding, new_tokens);
+                    let times: Result<Vec<f64>, _> = (0..repeats + 2).map(|_| run()).collect();
+                    let mut times = times?.split_off(2);
+                    times.sort_by(f64::total_cmp);
+                    recorded = decoding.recorded();
+                    times
+                })
             }
         };
         let median = ms[ms.len() / 2];
@@ -174,6 +187,7 @@ impl BackendTask for Task<'_> {
             batch,
             tokens,
             parameters,
+            recorded,
             median_ms: median,
             tokens_per_s: count as f64 / median * 1e3,
             tflops: flop * parameters as f64 * count as f64 / median / 1e9,
@@ -204,20 +218,33 @@ fn newest<B: KernelBackend>(model: &Decoder<B>, hidden: Tensor<B, 3>) -> Tensor<
     model.logits(hidden.slice([0..b, l - 1..l]).reshape([b, d])).argmax(1)
 }
 
+/// Rows that have read their prompts and a few tokens more.
+fn warm<B: KernelBackend>(
+    model: &Decoder<B>,
+    ids: &[i32],
+    [b, l]: [usize; 2],
+    vocab: usize,
+    device: &B::Device,
+) -> Result<Decoding<B>, Failure> {
+    let tensor = Tensor::from_data(TensorData::new(ids.to_vec(), [b, l]), device);
+    let (_, cache) = model.hidden(tensor, None, &Layout::full(b, l));
+    let mut decoding = Decoding::new(model, cache, vocab, device).choosing();
+    decoding.read(&ids[..b].iter().map(|&id| id as u32).collect::<Vec<_>>())?;
+    for _ in 0..3 {
+        decoding.advance()?;
+    }
+    decoding.likeliest()?;
+    Ok(decoding)
+}
+
 /// Milliseconds of a greedy step whose token stays on the device.
-fn decode<B: KernelBackend>(model: &Decoder<B>, ids: &[i32], [b, l]: [usize; 2], n: usize, device: &B::Device) -> f64 {
-    let ids = Tensor::from_data(TensorData::new(ids.to_vec(), [b, l]), device);
-    let (hidden, mut cache) = model.hidden(ids, None, &Layout::full(b, l));
-    let mut id = newest(model, hidden);
-    let _ = id.clone().into_data();
+fn decode<B: KernelBackend>(decoding: &mut Decoding<B>, n: usize) -> Result<f64, Failure> {
     let start = Instant::now();
     for _ in 0..n {
-        let (hidden, next) = model.hidden(id, Some(cache), &Layout::full(b, 1));
-        cache = next;
-        id = newest(model, hidden);
+        decoding.advance()?;
     }
-    let _ = id.into_data();
-    start.elapsed().as_secs_f64() * 1e3 / n as f64
+    decoding.likeliest()?;
+    Ok(start.elapsed().as_secs_f64() * 1e3 / n as f64)
 }
 
 /// Random values, of which large tensors repeat the first: billions of them would take minutes to draw.

@@ -1,0 +1,287 @@
+//! Token after token for a batch of rows: recorded and replayed where the device can, so that the host enqueues one thing a
+//! step instead of hundreds.
+
+use burn::tensor::{Int, Tensor, TensorData, TensorPrimitive};
+use terrarium_kernels::KernelBackend;
+use terrarium_kernels::argmax::argmax;
+use terrarium_kernels::record::{RecordError, Recorder, Recording};
+use terrarium_models::{Cache, Decoder, Layout};
+
+use crate::forward::host_values;
+use crate::{Error, Result};
+
+/// Steps that are taken one kernel at a time before one is recorded: they compile kernels and find memory.
+const WARM: usize = 2;
+
+/// What is known of the rows after their newest token.
+pub struct Decoding<B: KernelBackend> {
+    // Dropped first: it runs on what follows.
+    recording: Option<Box<dyn Recording>>,
+    model: Decoder<B>,
+    known: usize,
+    /// The likeliest tokens are chosen on the device.
+    choose: bool,
+    device: B::Device,
+    /// `[rows, 1]`: the tokens to be read next.
+    ids: Tensor<B, 2, Int>,
+    /// `[rows, v]`, after the tokens read last.
+    logits: Option<Tensor<B, 2>>,
+    /// Taken only while a step runs.
+    cache: Option<Cache<B>>,
+    /// The batch's rows still asked for, in order.
+    active: Vec<usize>,
+    /// Steps taken with these tensors.
+    steps: usize,
+    /// Why nothing is recorded, if that is worth telling.
+    note: Option<String>,
+    recorder: Option<Box<dyn Recorder<B>>>,
+}
+
+/// Where the tensors lie that a recorded step goes on from.
+fn places<B: KernelBackend>(recorder: &dyn Recorder<B>, ids: &Tensor<B, 2, Int>, cache: &Cache<B>) -> Result<Vec<u64>, RecordError> {
+    let mut places = vec![recorder.int_address(&ids.clone().into_primitive())?];
+    for (_, tensor) in cache.tensors() {
+        let TensorPrimitive::Float(tensor) = tensor.into_primitive() else { return Err(RecordError("the cache is quantised".into())) };
+        places.push(recorder.address(&tensor)?);
+    }
+    Ok(places)
+}
+
+/// Does `work` where tensors of this decoding live.
+fn within<B: KernelBackend, T>(recorder: &Option<Box<dyn Recorder<B>>>, work: impl FnOnce() -> T) -> T {
+    let Some(recorder) = recorder else { return work() };
+    let (mut work, mut done) = (Some(work), None);
+    recorder.within(&mut || done = work.take().map(|work| work()));
+    done.unwrap_or_else(|| unreachable!("a recorder does what it is given"))
+}
+
+impl<B: KernelBackend> Decoding<B> {
+    /// Goes on from `cache`. Of the logits the first `known` columns are tokens.
+    pub fn new(model: &Decoder<B>, cache: Cache<B>, known: usize, device: &B::Device) -> Self {
+        let rows = cache.batch();
+        let recorder = if model.has_constant_state() { B::recorder(device) } else { None };
+        let (cache, ids) = within(&recorder, || {
+            // On a recorder's stream memory must be its own.
+            let cache = if recorder.is_some() { cache.select_rows(&(0..rows).collect::<Vec<_>>()) } else { cache };
+            (cache, Tensor::zeros([rows, 1], device))
+        });
+        Self {
+            recording: None,
+            model: model.clone().frozen(),
+            known,
+            choose: recorder.is_some(),
+            device: device.clone(),
+            ids,
+            logits: None,
+            cache: Some(cache),
+            active: (0..rows).collect(),
+            steps: 0,
+            note: None,
+            recorder,
+        }
+    }
+
+    /// Chooses tokens on the device even where steps are not recorded.
+    pub fn choosing(mut self) -> Self {
+        self.choose = true;
+        self
+    }
+
+    /// Whether it chooses tokens, for [`Decoding::advance`] and [`Decoding::likeliest`].
+    pub fn chooses(&self) -> bool {
+        self.choose
+    }
+
+    /// Rows still asked for.
+    pub fn rows(&self) -> usize {
+        self.active.len()
+    }
+
+    /// How many operations a replay does at once; nothing where steps are not recorded.
+    pub fn recorded(&self) -> Option<usize> {
+        self.recording.as_ref().map(|recording| recording.operations())
+    }
+
+    /// Why steps are not recorded, where they were meant to be.
+    pub fn note(&self) -> Option<&str> {
+        self.note.as_deref()
+    }
+
+    /// Reads `newest`, a token for each row.
+    ///
+    /// # Errors
+    /// When the device failed.
+    pub fn read(&mut self, newest: &[u32]) -> Result<()> {
+        assert_eq!(newest.len(), self.active.len(), "a token for each row");
+        let rows = self.ids.dims()[0];
+        let mut ids = vec![0i32; rows];
+        for (&row, &id) in self.active.iter().zip(newest) {
+            ids[row] = id as i32;
+        }
+        match &self.recorder {
+            // A recorded step reads this very memory.
+            Some(recorder) => {
+                let place = self.ids.clone().into_primitive();
+                recorder.overwrite(&place, &ids).map_err(|error| Error::Device(error.to_string()))?;
+            }
+            None => self.ids = Tensor::from_data(TensorData::new(ids, [rows, 1]), &self.device),
+        }
+        self.forward()
+    }
+
+    /// Reads the tokens that it chose itself: the likeliest ones, without the host looking at them.
+    ///
+    /// # Errors
+    /// When the device failed.
+    ///
+    /// # Panics
+    /// When it does not choose: see [`Decoding::chooses`].
+    pub fn advance(&mut self) -> Result<()> {
+        assert!(self.choose, "no tokens were chosen");
+        self.forward()
+    }
+
+    fn forward(&mut self) -> Result<()> {
+        if self.recording.is_none() && self.recorder.is_some() && self.note.is_none() && self.steps >= WARM {
+            if let Err(error) = self.record() {
+                log::warn!("{error}");
+                self.note = Some(error.to_string());
+            }
+        }
+        match &self.recording {
+            Some(recording) => {
+                recording.replay();
+                if let Some(cache) = &mut self.cache {
+                    cache.advance(1);
+                }
+            }
+            None if self.recorder.is_some() && self.note.is_none() && self.steps + 1 == WARM => self.rehearse(),
+            None => self.step(),
+        }
+        self.steps += 1;
+        Ok(())
+    }
+
+    /// Takes a step, and finds out whether such steps can be recorded.
+    fn rehearse(&mut self) {
+        let Some(recorder) = self.recorder.take() else { return };
+        let before = self.places(recorder.as_ref());
+        let mut done = false;
+        let uploads = recorder.uploads(&mut || {
+            done = true;
+            self.step();
+        });
+        let after = self.places(recorder.as_ref());
+        self.recorder = Some(recorder);
+        let reason = match (uploads, before == after && after.is_ok()) {
+            (Err(error), _) => Some(error),
+            (Ok(true), _) => Some(RecordError("the host uploads something for every step".into())),
+            (Ok(false), false) => Some(RecordError("what the model carries moves from step to step".into())),
+            (Ok(false), true) => None,
+        };
+        if let Some(reason) = reason {
+            log::warn!("{reason}");
+            self.note = Some(reason.to_string());
+        }
+        if !done {
+            self.step();
+        }
+    }
+
+    fn places(&self, recorder: &dyn Recorder<B>) -> Result<Vec<u64>, RecordError> {
+        match &self.cache {
+            Some(cache) => places(recorder, &self.ids, cache),
+            None => Err(RecordError("a step broke off".into())),
+        }
+    }
+
+    /// Enqueues a step.
+    fn step(&mut self) {
+        let Self { model, recorder, ids, cache, logits, known, choose, .. } = self;
+        let Some(taken) = cache.take() else { return };
+        within(recorder, || {
+            let rows = ids.dims()[0];
+            drop(logits.take());
+            let (hidden, next) = model.hidden(ids.clone(), Some(taken), &Layout::full(rows, 1));
+            let all = model.logits(hidden.squeeze_dim::<2>(1));
+            if *choose {
+                let old = std::mem::replace(ids, Tensor::empty([1, 1], &all.device()));
+                *ids = argmax(all.clone(), *known, Some(old));
+            }
+            (*logits, *cache) = (Some(all), Some(next));
+        });
+    }
+
+    /// Records a step, which is not taken by that.
+    fn record(&mut self) -> Result<(), RecordError> {
+        let Some(recorder) = self.recorder.take() else { return Ok(()) };
+        let before = self.places(recorder.as_ref());
+        let context = self.cache.as_ref().map(|cache| cache.context.clone());
+        let made = recorder.record(&mut || self.step());
+        if let (Some(cache), Some(context)) = (&mut self.cache, context) {
+            cache.context = context;
+        }
+        let after = self.places(recorder.as_ref());
+        self.recorder = Some(recorder);
+        let made = made?;
+        if before? != after? {
+            return Err(RecordError("what the model carries moved".into()));
+        }
+        log::debug!("a decoding step is a recording of {} operations", made.operations());
+        self.recording = Some(made);
+        Ok(())
+    }
+
+    fn finished(&self) -> Result<()> {
+        let checked = self.recording.as_ref().map_or(Ok(()), |recording| recording.check());
+        checked.map_err(|error| Error::Device(error.to_string()))
+    }
+
+    /// Whether the tokens it chose were lost by [`Decoding::keep`]: then they are to be read.
+    pub fn forgot(&self) -> bool {
+        self.logits.is_none()
+    }
+
+    /// The likeliest token of each row; `None` where the logits of one are not finite.
+    ///
+    /// # Errors
+    /// When the device failed.
+    pub fn likeliest(&self) -> Result<Option<Vec<u32>>> {
+        let ids: Vec<i32> = within(&self.recorder, || self.ids.clone().into_data()).iter::<i32>().collect();
+        self.finished()?;
+        Ok(self.active.iter().map(|&row| u32::try_from(ids[row]).ok()).collect())
+    }
+
+    /// The rows' logits after the tokens read last, one behind the other, in float32.
+    ///
+    /// # Errors
+    /// When the device failed, or nothing was read yet.
+    pub fn logits(&self) -> Result<Vec<f32>> {
+        let Some(logits) = &self.logits else { return Err(Error::Device("nothing was read yet".into())) };
+        let vocab = logits.dims()[1];
+        let all = host_values(within(&self.recorder, || logits.clone().into_data()))?;
+        self.finished()?;
+        if self.active.len() * vocab == all.len() {
+            return Ok(all);
+        }
+        Ok(self.active.iter().flat_map(|&row| all[row * vocab..(row + 1) * vocab].iter().copied()).collect())
+    }
+
+    /// Goes on with these of the rows alone, in ascending order.
+    pub fn keep(&mut self, rows: &[usize]) {
+        self.active = rows.iter().map(|&row| self.active[row]).collect();
+        // A recording is of its batch. Rows that ended run along until they are the half.
+        if self.active.len() * 2 > self.ids.dims()[0] && self.recorder.is_some() {
+            return;
+        }
+        self.recording = None;
+        self.logits = None;
+        self.steps = 0;
+        let kept = std::mem::replace(&mut self.active, (0..rows.len()).collect());
+        let Some(cache) = self.cache.take() else { return };
+        within(&self.recorder, || {
+            self.cache = Some(cache.select_rows(&kept));
+            self.ids = Tensor::zeros([kept.len(), 1], &self.device);
+        });
+    }
+}

@@ -1,0 +1,100 @@
+//! Decoding that is recorded, or chooses on the device, is decoding step by step.
+
+use terrarium::burn::tensor::{Int, Tensor};
+use terrarium::models::{Decoder, DecoderConfig, Layout};
+use terrarium::runtime::generate::Decoding;
+
+use crate::common::*;
+
+const STEPS: usize = 9;
+const KNOWN: usize = 59;
+
+/// Logits of each step for `rows`, which read what the plain model found likeliest.
+fn plainly(model: &Decoder<B>, prompt: Tensor<B, 2, Int>, rows: &[usize]) -> (Vec<u32>, Vec<Vec<f32>>) {
+    let [b, l] = prompt.dims();
+    let best = |logits: &[f32]| logits.chunks(61).map(|row| terrarium::runtime::sampling::argmax(&row[..KNOWN])).collect::<Vec<u32>>();
+    let (logits, cache) = model.forward(prompt, None, &Layout::full(b, l));
+    let first = best(&floats(logits.narrow(1, l - 1, 1)));
+    let first: Vec<u32> = rows.iter().map(|&row| first[row]).collect();
+    let (mut next, mut cache) = (first.clone(), cache.select_rows(rows));
+    let mut steps = Vec::new();
+    for _ in 0..STEPS {
+        let ids: Vec<i32> = next.iter().map(|&id| id as i32).collect();
+        let (logits, after) = model.forward(tensor(&ids, [rows.len(), 1], &device()), Some(cache), &Layout::full(rows.len(), 1));
+        cache = after;
+        steps.push(floats(logits));
+        next = best(steps.last().unwrap());
+    }
+    (first, steps)
+}
+
+fn decoding(model: &Decoder<B>, prompt: Tensor<B, 2, Int>) -> Decoding<B> {
+    let [b, l] = prompt.dims();
+    let (_, cache) = model.hidden(prompt, None, &Layout::full(b, l));
+    Decoding::new(model, cache, KNOWN, &device()).choosing()
+}
+
+fn wanted() -> Vec<DecoderConfig> {
+    let only = std::env::var("TERRARIUM_FAMILY").ok();
+    configs().into_iter().filter(|config| only.as_deref().is_none_or(|only| only == config.family.name())).collect()
+}
+
+#[test]
+fn steps_on_the_device_are_those_of_the_host() {
+    for config in wanted() {
+        let model = model::<B>(&config, 21, &device());
+        let prompt: Tensor<B, 2, Int> = tensor(&ids(4, 3 * 7, 61), [3, 7], &device());
+        let (first, expected) = plainly(&model, prompt.clone(), &[0, 1, 2]);
+        let name = config.family.name();
+        // Chosen on the device, or given by the host.
+        for host in [false, true] {
+            let mut decoding = decoding(&model, prompt.clone());
+            let mut next = first.clone();
+            for (step, expected) in expected.iter().enumerate() {
+                if host || step == 0 {
+                    decoding.read(&next).unwrap()
+                } else {
+                    decoding.advance().unwrap()
+                }
+                assert_close(&format!("{name}, step {step}"), &decoding.logits().unwrap(), expected, 2e-5);
+                next = decoding.likeliest().unwrap().expect("finite");
+            }
+            let constant = model.has_constant_state();
+            assert_eq!(decoding.recorded().is_some(), constant && cfg!(feature = "cuda"), "{name}: {:?}", decoding.note());
+        }
+    }
+}
+
+#[test]
+fn rows_leave_without_a_trace_on_others() {
+    for config in wanted() {
+        let model = model::<B>(&config, 22, &device());
+        let prompt: Tensor<B, 2, Int> = tensor(&ids(5, 5 * 6, 61), [5, 6], &device());
+        let mut decoding = decoding(&model, prompt.clone());
+        let (mut next, _) = plainly(&model, prompt.clone(), &[0, 1, 2, 3, 4]);
+        let mut rows = vec![0, 1, 2, 3, 4];
+        // Some leave while the batch stays as it is, then it shrinks.
+        for step in 0..STEPS {
+            let kept: Vec<usize> = match step {
+                4 => vec![0, 1, 3, 4],
+                5 => vec![1, 3],
+                7 => vec![1],
+                _ => (0..rows.len()).collect(),
+            };
+            if kept.len() < rows.len() {
+                decoding.keep(&kept);
+                rows = kept.iter().map(|&i| rows[i]).collect();
+                next = kept.iter().map(|&i| next[i]).collect();
+            }
+            if step == 0 || decoding.forgot() {
+                decoding.read(&next).unwrap()
+            } else {
+                decoding.advance().unwrap()
+            }
+            let (_, expected) = plainly(&model, prompt.clone(), &rows);
+            assert_close(&format!("{}, step {step}", config.family.name()), &decoding.logits().unwrap(), &expected[step], 2e-5);
+            next = decoding.likeliest().unwrap().expect("finite");
+            assert_eq!((next.len(), decoding.rows()), (rows.len(), rows.len()));
+        }
+    }
+}
