@@ -497,40 +497,50 @@ pub(crate) fn ssd_grads<E: Float, N8: Size, N2: Size>(
             planes,
         );
     }
-    // dG in 16 bits, for the products with b and c.
+    // dG for the products with b and c, in a high and a low part: once for all heads, that costs next to nothing.
     #[unroll]
-    for round in 0..rounds {
-        let block = planes - 1 - w + comptime!(round * planes);
-        if block < BLOCKS {
-            let (mi, ni) = place(block);
-            #[unroll]
-            for half in 0..2usize {
-                let dg = dgs.index(comptime!(2 * round + half));
-                let at = (mi * 16 + g) * 36 + ni * 8 + half * 4 + t;
-                sdg[at] = Vector::<E, N2>::cast_from(dg[0]);
-                sdg[at + 8 * 36] = Vector::<E, N2>::cast_from(dg[1]);
+    for part in 0..2usize {
+        #[unroll]
+        for round in 0..rounds {
+            let block = planes - 1 - w + comptime!(round * planes);
+            if block < BLOCKS {
+                let (mi, ni) = place(block);
+                #[unroll]
+                for half in 0..2usize {
+                    let dg = dgs.index_mut(comptime!(2 * round + half));
+                    let at = (mi * 16 + g) * 36 + ni * 8 + half * 4 + t;
+                    let upper = Vector::<E, N2>::cast_from(dg[0]);
+                    let lower = Vector::<E, N2>::cast_from(dg[1]);
+                    sdg[at] = upper;
+                    sdg[at + 8 * 36] = lower;
+                    dg[0] = dg[0] - Vector::<f32, N2>::cast_from(upper);
+                    dg[1] = dg[1] - Vector::<f32, N2>::cast_from(lower);
+                }
             }
         }
-    }
-    sync_cube();
-    #[unroll]
-    for k in 0..4usize {
-        let at = (k * 16 + rb) * bs + cw * 2 + cb;
-        let fb = load4::<E, N8, N2>(def, &sb, at, true);
-        let fc = load4::<E, N8, N2>(def, &sc, at, true);
+        sync_cube();
         #[unroll]
-        for j in 0..own {
-            let tokens = j0 + j;
-            if tokens >= k {
-                let four = load4_pairs::<E, N2>(def, &sdg, (tokens * 16 + rb) * 36 + k * 8 + cb * 4, false);
-                multiply::<E, N2>(def, &fb, &four, 0usize, adc.index_mut(comptime!(2 * j)));
-                multiply::<E, N2>(def, &fb, &four, 1usize, adc.index_mut(comptime!(2 * j + 1)));
+        for k in 0..4usize {
+            let at = (k * 16 + rb) * bs + cw * 2 + cb;
+            let fb = load4::<E, N8, N2>(def, &sb, at, true);
+            let fc = load4::<E, N8, N2>(def, &sc, at, true);
+            #[unroll]
+            for j in 0..own {
+                let tokens = j0 + j;
+                if tokens >= k {
+                    let four = load4_pairs::<E, N2>(def, &sdg, (tokens * 16 + rb) * 36 + k * 8 + cb * 4, false);
+                    multiply::<E, N2>(def, &fb, &four, 0usize, adc.index_mut(comptime!(2 * j)));
+                    multiply::<E, N2>(def, &fb, &four, 1usize, adc.index_mut(comptime!(2 * j + 1)));
+                }
+                if tokens <= k {
+                    let four = load4_pairs::<E, N2>(def, &sdg, (k * 16 + rk) * 36 + tokens * 8 + ck * 4, true);
+                    multiply::<E, N2>(def, &fc, &four, 0usize, adb.index_mut(comptime!(2 * j)));
+                    multiply::<E, N2>(def, &fc, &four, 1usize, adb.index_mut(comptime!(2 * j + 1)));
+                }
             }
-            if tokens <= k {
-                let four = load4_pairs::<E, N2>(def, &sdg, (k * 16 + rk) * 36 + tokens * 8 + ck * 4, true);
-                multiply::<E, N2>(def, &fc, &four, 0usize, adb.index_mut(comptime!(2 * j)));
-                multiply::<E, N2>(def, &fc, &four, 1usize, adb.index_mut(comptime!(2 * j + 1)));
-            }
+        }
+        if comptime!(part == 0) {
+            sync_cube();
         }
     }
     // Out through each plane's own part of the tiles of states.
