@@ -159,7 +159,7 @@ fn run<R: CubeRuntime>(
     if plan.segments > 1 {
         let locals = empty(like, [b, plan.segments, h, p, n], DType::F32);
         let kept = empty(like, [b, plan.segments, h], DType::F32);
-        let walk = Walk { locals: true, ..walk(inputs, plan, reverse, false) };
+        let walk = Walk { locals: true, ..walk(inputs, plan, reverse, false, dump) };
         launch(inputs, input, plan, walk, Buffers { end: Some(&locals), kept: Some(&kept), ..Buffers::default() });
         pass(&locals, &kept, state, plan.segments, h, p * n, reverse);
         entering = Some(locals);
@@ -169,13 +169,13 @@ fn run<R: CubeRuntime>(
         end: (out || !dump).then(|| empty(like, [b, h, p, n], DType::F32)),
         dump: dump.then(|| empty(like, [b, l.div_ceil(Q), h, p, n], inputs.dtype)),
     };
-    let walk = Walk { init: entering.is_some(), dump, skip: out && inputs.d.is_some(), ..walk(inputs, plan, reverse, out) };
+    let walk = Walk { init: entering.is_some(), dump, skip: out && inputs.d.is_some(), ..walk(inputs, plan, reverse, out, dump) };
     let buffers = Buffers { init: entering.as_ref(), out: made.out.as_ref(), end: made.end.as_ref(), dump: made.dump.as_ref(), kept: None };
     launch(inputs, input, plan, walk, buffers);
     made
 }
 
-fn walk<R: CubeRuntime>(inputs: &Inputs<R>, plan: Plan, reverse: bool, out: bool) -> Walk {
+fn walk<R: CubeRuntime>(inputs: &Inputs<R>, plan: Plan, reverse: bool, out: bool, backward: bool) -> Walk {
     Walk {
         hw: plan.hw,
         hg: plan.hg,
@@ -187,6 +187,7 @@ fn walk<R: CubeRuntime>(inputs: &Inputs<R>, plan: Plan, reverse: bool, out: bool
         locals: false,
         ids: inputs.documents.is_some(),
         skip: false,
+        split_feed: backward,
     }
 }
 
