@@ -4,6 +4,7 @@ use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use terrarium::eval::EvalError;
 use terrarium::kernels::backend::DeviceError;
 use terrarium::models::ConfigError;
 use terrarium::runtime;
@@ -26,6 +27,9 @@ pub enum Failure {
     /// Training.
     #[error(transparent)]
     Train(#[from] TrainError),
+    /// Experiments.
+    #[error(transparent)]
+    Eval(#[from] EvalError),
     /// The device.
     #[error(transparent)]
     Device(#[from] DeviceError),
@@ -85,6 +89,8 @@ impl Failure {
             Self::Usage { .. } | Self::Device(DeviceError::Unknown(_) | DeviceError::NotCompiled { .. }) => 2,
             Self::Train(TrainError::Device(DeviceError::Unavailable { .. })) => 1,
             Self::Train(error) if error.is_usage() => 2,
+            Self::Eval(EvalError::Device(DeviceError::Unknown(_) | DeviceError::NotCompiled { .. })) => 2,
+            Self::Eval(error) if error.is_usage() => 2,
             Self::Interrupted => 130,
             _ => 1,
         }
@@ -93,7 +99,9 @@ impl Failure {
     fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::Usage { hint, .. } => return hint.clone(),
-            Self::Device(_) | Self::Train(TrainError::Device(_)) => "`terrarium doctor` shows the devices of this build",
+            Self::Device(_) | Self::Train(TrainError::Device(_)) | Self::Eval(EvalError::Device(_)) => {
+                "`terrarium doctor` shows the devices of this build"
+            }
             Self::Config(ConfigError::UnknownModelType { .. }) => "`terrarium inspect` reads the same families that `generate` runs",
             Self::Train(TrainError::Config(train::ConfigError::Toml(_))) => "`terrarium help train` shows an example",
             Self::Runtime(runtime::Error::Tokenizer(runtime::TokenizerError::None)) => {

@@ -7,6 +7,7 @@ use crate::console::Console;
 use crate::output;
 
 const BYTES: &str = "{msg:40!} {bar:24} {bytes:>10} of {total_bytes:10} {bytes_per_sec:>12} {eta:>5}";
+const STEPS: &str = "{msg:40!} {bar:24} {pos:>5} of {len:5} {prefix}";
 const ITEMS: &str = "{msg:24!} {bar:24} {pos:>7} of {len:7} {eta:>5}";
 
 /// Download progress.
@@ -62,6 +63,11 @@ pub fn items(console: &Console, name: &'static str, n: usize) -> ProgressBar {
     let bar = bar(n as u64, ITEMS);
     bar.set_message(name);
     bar
+}
+
+/// A bar over the steps of one thing after another; nothing where bars cannot be drawn.
+pub fn steps(console: &Console) -> ProgressBar {
+    if console.draws() { bar(0, STEPS) } else { ProgressBar::hidden() }
 }
 
 fn bar(length: u64, template: &str) -> ProgressBar {

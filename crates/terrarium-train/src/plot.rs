@@ -1,4 +1,6 @@
-//! Curves of a run from its log, as PNG and SVG. Needs no fonts of the system: a small one comes along.
+//! Curves of a run from its log, and figures of series, as PNG and SVG. Needs no fonts of the system: a small one comes along.
+
+mod figure;
 
 use std::path::{Path, PathBuf};
 use std::sync::Once;
@@ -8,6 +10,8 @@ use plotters::prelude::*;
 use serde_json::Value;
 
 use crate::TrainError;
+
+pub use figure::{Figure, Panel, Scale, Series};
 
 /// ASCII of Noto Sans (SIL Open Font Licence, see `assets/NotoSans-OFL.txt`).
 static FONT: &[u8] = include_bytes!("../assets/NotoSans-Regular-ascii.ttf");
@@ -87,12 +91,35 @@ pub fn plot(run_dir: &Path, out: &Path) -> Result<Vec<PathBuf>, TrainError> {
             });
         }
     };
-    for file in &files {
-        let bytes = if file.extension().is_some_and(|ending| ending == "svg") { svg(&curves, &title) } else { png(&curves, &title) };
+    write(&Run { curves: &curves, title: &title }, &files)?;
+    Ok(files)
+}
+
+/// Something that fits on a page of [`SIZE`].
+trait Drawing {
+    fn draw<DB: DrawingBackend>(&self, picture: Picture, root: &DrawingArea<DB, Shift>) -> Outcome<DB>;
+}
+
+/// The curves of a run under its name.
+struct Run<'a> {
+    curves: &'a Curves,
+    title: &'a str,
+}
+
+impl Drawing for Run<'_> {
+    fn draw<DB: DrawingBackend>(&self, picture: Picture, root: &DrawingArea<DB, Shift>) -> Outcome<DB> {
+        picture.draw(root, self.curves, self.title)
+    }
+}
+
+/// Writes a drawing to `.svg` files and to others as PNG.
+fn write(drawing: &impl Drawing, files: &[PathBuf]) -> Result<(), TrainError> {
+    for file in files {
+        let bytes = if file.extension().is_some_and(|ending| ending == "svg") { svg(drawing) } else { png(drawing) };
         let bytes = bytes.map_err(|reason| TrainError::Plot { path: file.clone(), reason })?;
         terrarium_runtime::write_atomic(file, &bytes)?;
     }
-    Ok(files)
+    Ok(())
 }
 
 fn register_font() {
@@ -104,25 +131,25 @@ fn register_font() {
     });
 }
 
-fn svg(curves: &Curves, title: &str) -> Result<Vec<u8>, String> {
+fn svg(drawing: &impl Drawing) -> Result<Vec<u8>, String> {
     register_font();
     let mut text = String::new();
     {
         let root = SVGBackend::with_string(&mut text, SIZE).into_drawing_area();
-        Picture { scale: 1 }.draw(&root, curves, title).map_err(|error| error.to_string())?;
+        drawing.draw(Picture { scale: 1 }, &root).map_err(|error| error.to_string())?;
         root.present().map_err(|error| error.to_string())?;
     }
     Ok(text.into_bytes())
 }
 
-fn png(curves: &Curves, title: &str) -> Result<Vec<u8>, String> {
+fn png(drawing: &impl Drawing) -> Result<Vec<u8>, String> {
     register_font();
     // The encoder writes to a path only.
     let file = tempfile::Builder::new().suffix(".png").tempfile().map_err(|error| error.to_string())?;
     {
         // Lines are drawn without smoothing: twice the size hides it.
         let root = BitMapBackend::new(file.path(), (2 * SIZE.0, 2 * SIZE.1)).into_drawing_area();
-        Picture { scale: 2 }.draw(&root, curves, title).map_err(|error| error.to_string())?;
+        drawing.draw(Picture { scale: 2 }, &root).map_err(|error| error.to_string())?;
         root.present().map_err(|error| error.to_string())?;
     }
     std::fs::read(file.path()).map_err(|error| error.to_string())
@@ -150,11 +177,7 @@ impl Picture {
     }
 
     fn draw<DB: DrawingBackend>(self, root: &DrawingArea<DB, Shift>, curves: &Curves, title: &str) -> Outcome<DB> {
-        root.fill(&WHITE)?;
-        let (edge, right) = (self.px(14), self.px(22));
-        let root = root.margin(edge, edge, edge, right);
-        let (head, body) = root.split_vertically(self.px(46));
-        head.draw_text(title, &self.font(26), (self.px(14) as i32, self.px(6) as i32))?;
+        let body = self.page(root, title)?;
         let (top, bottom) = body.split_vertically(self.px(540));
         self.losses(&top, curves)?;
         let panels = bottom.split_evenly((1, 3));
@@ -167,6 +190,20 @@ impl Picture {
             self.single(panel, name, points, colors, format)?;
         }
         Ok(())
+    }
+
+    /// A white page with a title; gives what is below it.
+    fn page<DB: DrawingBackend>(
+        self,
+        root: &DrawingArea<DB, Shift>,
+        title: &str,
+    ) -> Result<DrawingArea<DB, Shift>, DrawingAreaErrorKind<DB::ErrorType>> {
+        root.fill(&WHITE)?;
+        let (edge, right) = (self.px(14), self.px(22));
+        let root = root.margin(edge, edge, edge, right);
+        let (head, body) = root.split_vertically(self.px(46));
+        head.draw_text(title, &self.font(26), (self.px(14) as i32, self.px(6) as i32))?;
+        Ok(body)
     }
 
     fn losses<DB: DrawingBackend>(self, area: &DrawingArea<DB, Shift>, curves: &Curves) -> Outcome<DB> {

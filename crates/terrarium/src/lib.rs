@@ -6,9 +6,11 @@
 //! - [`kernels`]: operations of state-space models and attention, references and fast paths;
 //! - [`models`]: the decoder, its mixers, caches, configurations and weight tables;
 //! - [`runtime`]: checkpoints, the Hugging Face hub, tokenizers, sampling, generation, scoring;
-//! - [`train`]: training and fine-tuning on burn-train.
+//! - [`train`]: training and fine-tuning on burn-train;
+//! - [`eval`]: experiments that repeat claims of papers in miniature.
 
 pub use burn;
+pub use terrarium_eval as eval;
 pub use terrarium_kernels as kernels;
 pub use terrarium_models as models;
 pub use terrarium_runtime as runtime;

@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod doctor;
 pub mod download;
+pub mod experiment;
 pub mod export;
 pub mod finetune;
 pub mod generate;
@@ -33,6 +34,7 @@ pub fn run(command: Command, console: &Console) -> Result<(), Failure> {
         Command::Merge(arguments) => merge::run(&arguments, console),
         Command::Export(arguments) => export::run(&arguments, console),
         Command::Plot(arguments) => plot::run(&arguments, console),
+        Command::Experiment(arguments) => experiment::run(&arguments, console),
         Command::Doctor(arguments) => doctor::run(&arguments, console),
         Command::Bench(arguments) => bench::run(&arguments, console),
     }

@@ -2,6 +2,7 @@
 
 mod basics;
 mod common;
+mod experiments;
 mod hub;
 mod hub_server;
 mod layouts;

@@ -1,0 +1,315 @@
+//! Training one model of a cell: a light loop over the trainer's own loss, gradients, schedule and optimiser.
+
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::time::Instant;
+
+use burn::module::AutodiffModule;
+use burn::tensor::{DType, Int, Tensor, TensorData};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use terrarium_kernels::{KernelBackend, TrainBackend};
+use terrarium_models::{Decoder, DecoderConfig};
+use terrarium_train::config::{Compute, Shape};
+use terrarium_train::data::{Batch, IGNORED};
+use terrarium_train::gradients::{Gradients, Norm, clip_factor};
+use terrarium_train::loss;
+use terrarium_train::optim::{AdamW, AdamWConfig};
+use terrarium_train::schedule::Schedule;
+
+use super::Running;
+use super::arch::forward_flop;
+use crate::EvalError;
+
+/// How the models of an experiment learn.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Training {
+    /// Optimiser steps of a model.
+    pub steps: usize,
+    /// Rows per step.
+    pub batch: usize,
+    /// Highest learning rates to try; with several, the best one of each model counts.
+    pub learning_rates: Vec<f64>,
+    /// Part of the steps with a rising learning rate; a cosine down to a hundredth follows.
+    pub warmup: f64,
+    /// Decay rates of AdamW's moments.
+    pub betas: [f64; 2],
+    /// Decoupled weight decay, on matrices only.
+    pub weight_decay: f64,
+    /// Largest global gradient norm; 0 for no clipping.
+    pub clip: f64,
+    /// What matrices are multiplied in: `auto`, `f32` or `bf16`.
+    pub precision: Compute,
+    /// Steps between measurements on held-out data; 0 for one at the end.
+    pub eval_every: usize,
+    /// Stop a model whose measurement is this good.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stop_at: Option<f64>,
+    /// Steps between lines of the log.
+    pub log_every: usize,
+}
+
+impl Default for Training {
+    fn default() -> Self {
+        Self {
+            steps: 1000,
+            batch: 64,
+            learning_rates: vec![1e-3],
+            warmup: 0.1,
+            betas: [0.9, 0.95],
+            weight_decay: 0.1,
+            clip: 1.0,
+            precision: Compute::Auto,
+            eval_every: 0,
+            stop_at: None,
+            log_every: 20,
+        }
+    }
+}
+
+impl Training {
+    /// Refuses values that make no sense.
+    pub(crate) fn check(&self) -> Result<(), EvalError> {
+        let fail = |key: &str, reason: &str| Err(EvalError::value(format!("training.{key}"), reason));
+        match self {
+            _ if self.steps == 0 => fail("steps", "at least 1"),
+            _ if self.batch == 0 => fail("batch", "at least 1"),
+            _ if self.log_every == 0 => fail("log_every", "at least 1"),
+            _ if self.learning_rates.is_empty() => fail("learning_rates", "at least one"),
+            _ if !self.learning_rates.iter().all(|lr| lr.is_finite() && *lr > 0.0) => fail("learning_rates", "more than 0"),
+            _ if !(0.0..1.0).contains(&self.warmup) => fail("warmup", "a share of the steps, from 0 to below 1"),
+            _ if !self.betas.iter().all(|beta| (0.0..1.0).contains(beta)) => fail("betas", "from 0 to below 1"),
+            _ if self.weight_decay.is_nan() || self.weight_decay < 0.0 => fail("weight_decay", "0 or more"),
+            _ if self.clip.is_nan() || self.clip < 0.0 => fail("clip", "0 or more"),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What is learnt. Batches are pure functions of their numbers.
+pub(crate) trait Task: Sync {
+    /// The batch of a step, counted from 0.
+    fn batch(&self, seed: u64, step: usize, steps: usize, rows: usize) -> Batch;
+
+    /// Measurements on held-out data, by name; the first decides.
+    fn measure<B: KernelBackend>(&self, model: &Decoder<B>, device: &B::Device) -> Vec<(String, f64)>;
+
+    /// Whether larger measurements are better.
+    fn larger_is_better(&self) -> bool {
+        true
+    }
+}
+
+/// One model to train.
+pub(crate) struct Student<'a> {
+    pub config: &'a DecoderConfig,
+    pub training: &'a Training,
+    pub steps: usize,
+    pub lr: f64,
+    pub seed: u64,
+}
+
+/// What a model learnt, and what that took.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Learned {
+    /// Parameters; the tied head counts once.
+    pub parameters: usize,
+    /// Steps made.
+    pub steps: usize,
+    /// Tokens read.
+    pub tokens: u64,
+    /// Arithmetic of training: three times that of reading, by the textbook algorithms.
+    pub flop: f64,
+    /// Seconds of training, without measurements.
+    pub seconds: f64,
+    /// Tokens per second, the first tenth of the steps left out.
+    pub tokens_per_s: f64,
+    /// Loss of the last logged step, natural logarithm.
+    pub loss: f64,
+    /// Loss of the first step.
+    pub first_loss: f64,
+    /// A gradient or the loss stopped being a number, and training ended there.
+    pub diverged: bool,
+    /// Measurements at the end.
+    pub scores: Vec<(String, f64)>,
+    /// Step, tokens, arithmetic, seconds and first measurement, each time it was made.
+    pub curve: Vec<(usize, u64, f64, f64, f64)>,
+    /// What products were computed in.
+    pub precision: String,
+}
+
+impl Learned {
+    /// A measurement by its name.
+    pub fn score(&self, name: &str) -> Option<f64> {
+        self.scores.iter().find(|(found, _)| found == name).map(|(_, value)| *value)
+    }
+}
+
+/// Trains a model. Gives `None` when asked to stop.
+pub(crate) fn fit<B: TrainBackend>(
+    student: &Student<'_>,
+    task: &impl Task,
+    running: &mut Running<'_>,
+    device: &B::Device,
+) -> Result<Option<Learned>, EvalError> {
+    let Student { training, steps, seed, .. } = *student;
+    // The next batches are made while the device works on this one.
+    std::thread::scope(|scope| {
+        let (sender, batches) = sync_channel(2);
+        scope.spawn(move || {
+            // It fails when the loop has left: nobody wants more.
+            (0..steps).all(|step| sender.send(task.batch(seed, step, steps, training.batch)).is_ok());
+        });
+        steps_of::<B>(student, task, batches, running, device)
+    })
+}
+
+/// The loop proper; the batches end with it.
+fn steps_of<B: TrainBackend>(
+    student: &Student<'_>,
+    task: &impl Task,
+    batches: Receiver<Batch>,
+    running: &mut Running<'_>,
+    device: &B::Device,
+) -> Result<Option<Learned>, EvalError> {
+    let Student { config, training, steps, lr, seed } = *student;
+    let mut model = Some(Decoder::<B>::init(config, seed, device));
+    let precision = training.precision.on::<B>(device);
+    if let Some(dtype) = precision {
+        if !B::supports_dtype(device, dtype) {
+            return Err(EvalError::value("training.precision", "this device has no bf16: use \"f32\" or \"auto\""));
+        }
+        model = model.map(|model| model.computing_in(dtype));
+    }
+    let adamw = AdamWConfig { betas: training.betas, eps: 1e-8, weight_decay: training.weight_decay };
+    let mut optim = AdamW::<B::InnerBackend>::new(adamw);
+    let warmup = (training.warmup * steps as f64).round() as usize;
+    let schedule = Schedule { peak: lr, min: 0.01 * lr, warmup, steps, shape: Shape::Cosine };
+    let mut found = Learned {
+        parameters: config.parameters(),
+        steps: 0,
+        tokens: 0,
+        flop: 0.0,
+        seconds: 0.0,
+        tokens_per_s: 0.0,
+        loss: f64::NAN,
+        first_loss: f64::NAN,
+        diverged: false,
+        scores: Vec::new(),
+        curve: Vec::new(),
+        precision: format!("{:?}", precision.unwrap_or(DType::F32)).to_lowercase(),
+    };
+    // Kernels are compiled in the first steps: they say nothing about speed.
+    let warm = steps / 10;
+    let (mut warm_tokens, mut warm_seconds) = (0, 0.0);
+    for (step, batch) in batches.into_iter().enumerate() {
+        if running.stop.requested() {
+            return Ok(None);
+        }
+        let begun = Instant::now();
+        let labelled = batch.labelled().max(1);
+        let mut grads = Gradients::default();
+        let Some(now) = model.take() else { break };
+        let sum = loss::backward(&now, &batch, (labelled as f64).recip(), &mut grads, device);
+        let factor = match training.clip {
+            clip if clip > 0.0 => match grads.norm() {
+                Norm::Finite(norm) => clip_factor(norm, clip),
+                Norm::NotFinite(_) => f64::NAN,
+            },
+            _ => 1.0,
+        };
+        let logged = step == 0 || step + 1 == steps || (step + 1).is_multiple_of(training.log_every);
+        let mut diverged = factor.is_nan();
+        if logged || diverged {
+            found.loss = sum.into_data().iter::<f64>().sum::<f64>() / labelled as f64;
+            diverged |= !found.loss.is_finite();
+            if step == 0 {
+                found.first_loss = found.loss;
+            }
+        }
+        let now = if diverged { now } else { optim.step(now, grads, schedule.lr(step + 1), factor) };
+        let share = labelled as f64 / batch.ids.len().max(1) as f64;
+        found.steps = step + 1;
+        found.tokens += batch.tokens() as u64;
+        found.flop += 3.0 * forward_flop(config, batch.length, share) * batch.ids.len() as f64;
+        found.seconds += begun.elapsed().as_secs_f64();
+        found.diverged = diverged;
+        if step + 1 == warm {
+            (warm_tokens, warm_seconds) = (found.tokens, found.seconds);
+        }
+        if logged {
+            found.tokens_per_s = (found.tokens - warm_tokens) as f64 / (found.seconds - warm_seconds).max(1e-9);
+            let line = json!({ "step": step + 1, "loss": found.loss, "lr": schedule.lr(step + 1), "tokens": found.tokens,
+                               "seconds": found.seconds, "tokens_per_s": found.tokens_per_s });
+            running.log.line(&line);
+            running.step(step + 1, steps, format!("loss {:.3}", found.loss));
+        }
+        let last = step + 1 == steps || diverged;
+        if last || (training.eval_every > 0 && (step + 1).is_multiple_of(training.eval_every)) {
+            let begun = Instant::now();
+            // Queued steps are part of training, not of the measurement.
+            let _ = now.norm_f.weight.val().into_data();
+            found.seconds += begun.elapsed().as_secs_f64();
+            found.scores = task.measure(&now.valid(), device);
+            let first = found.scores.first().map_or(f64::NAN, |(_, value)| *value);
+            found.curve.push((step + 1, found.tokens, found.flop, found.seconds, first));
+            let scores: serde_json::Map<String, serde_json::Value> =
+                found.scores.iter().map(|(name, value)| (name.clone(), json!(value))).collect();
+            running.log.line(&json!({ "step": step + 1, "scores": scores }));
+            let good = |limit: f64| if task.larger_is_better() { first >= limit } else { first <= limit };
+            if last || training.stop_at.is_some_and(good) {
+                break;
+            }
+        }
+        model = Some(now);
+    }
+    found.tokens_per_s = (found.tokens.saturating_sub(warm_tokens)) as f64 / (found.seconds - warm_seconds).max(1e-9);
+    finite(&mut found);
+    Ok(Some(found))
+}
+
+/// JSON has no word for what is not a number.
+fn finite(found: &mut Learned) {
+    let fix = |value: &mut f64| {
+        if !value.is_finite() {
+            *value = f64::MAX;
+        }
+    };
+    fix(&mut found.loss);
+    fix(&mut found.first_loss);
+    found.scores.iter_mut().for_each(|(_, value)| fix(value));
+    found.curve.iter_mut().for_each(|point| fix(&mut point.4));
+}
+
+/// Per row of a batch: labelled positions at which the likeliest token is the label, and labelled positions.
+pub(crate) fn right<B: KernelBackend>(model: &Decoder<B>, batch: &Batch, device: &B::Device) -> Vec<(usize, usize)> {
+    let ids = Tensor::<B, 2, Int>::from_data(TensorData::new(batch.ids.clone(), [batch.rows, batch.length]), device);
+    let (hidden, _) = model.hidden(ids, None, &batch.layout());
+    let [b, l, d] = hidden.dims();
+    let places: Vec<usize> = (0..b * l).filter(|at| batch.labels[*at] != IGNORED).collect();
+    let mut counts = vec![(0, 0); b];
+    // Logits of a slice take a quarter of a gigabyte.
+    let rows = ((1usize << 26) / model.embeddings.weight.dims()[0].max(1)).max(1);
+    let hidden = hidden.reshape([b * l, d]);
+    for places in places.chunks(rows) {
+        let index: Vec<i32> = places.iter().map(|at| *at as i32).collect();
+        let index = Tensor::<B, 1, Int>::from_data(TensorData::new(index, [places.len()]), device);
+        // In float32, where equals are rare.
+        let likeliest = model.logits(hidden.clone().select(0, index).cast(DType::F32)).argmax(1).into_data();
+        for (at, id) in places.iter().zip(likeliest.iter::<i64>()) {
+            let row = &mut counts[at / l];
+            row.0 += usize::from(id == i64::from(batch.labels[*at]));
+            row.1 += 1;
+        }
+    }
+    counts
+}
+
+/// A guess at the seconds of a training run, from what was seen on one H100 and on two cores.
+pub(crate) fn guess(config: &DecoderConfig, steps: usize, rows: usize, length: usize, labelled: f64, gpu: bool) -> f64 {
+    let flop = 3.0 * forward_flop(config, length, labelled) * (rows * length) as f64;
+    // Small models wait for launches, and for memory: a layer reads and writes its activations a few dozen times.
+    let bytes = 3.0 * 60.0 * (config.layers.len() * rows * length * config.hidden_size) as f64;
+    let step = if gpu { (2e-3 + 3e-3 * config.layers.len() as f64).max(flop / 60e12 + bytes / 2e12) } else { flop / 2e10 };
+    steps as f64 * step
+}

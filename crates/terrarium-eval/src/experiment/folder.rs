@@ -1,0 +1,143 @@
+//! The report folder: the recipe, one result and one log per cell, and at the end the report.
+//!
+//! ```text
+//! config.json      the recipe with every default filled in; a run goes on only with the same
+//! cells/ID.json    result of a finished cell, written whole or not at all
+//! logs/ID.jsonl    one object per logged step of a cell; made anew when an unfinished cell starts again
+//! report.md, report.json, table.md, table.csv, cells.csv, figure.svg, figure.png
+//! ```
+
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use terrarium_runtime::write_atomic;
+use terrarium_train::config::changed_keys;
+
+use super::recipe::Recipe;
+use super::report::{Report, cells_csv};
+use super::{Summary, report};
+use crate::EvalError;
+
+const CONFIG: &str = "config.json";
+
+/// A report folder.
+pub(crate) struct Folder {
+    dir: PathBuf,
+}
+
+/// Log of one cell.
+pub(crate) struct CellLog {
+    path: PathBuf,
+    file: Option<File>,
+}
+
+impl CellLog {
+    /// Appends a line.
+    pub fn line(&mut self, value: &Value) {
+        let Some(file) = &mut self.file else { return };
+        // A full disk must not end a run for the sake of its curve; a result that cannot be written does.
+        if let Err(error) = file.write_all(format!("{value}\n").as_bytes()) {
+            log::warn!("cannot write {}: {error}", self.path.display());
+            self.file = None;
+        }
+    }
+}
+
+impl Folder {
+    /// Starts a folder, or with `resume` goes on in one.
+    pub fn open(dir: &Path, recipe: &Recipe, resume: bool) -> Result<Self, EvalError> {
+        let path = dir.join(CONFIG);
+        let found = match std::fs::read_to_string(&path) {
+            Ok(text) => Some(text),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+            Err(error) => return Err(EvalError::io("read", path)(error)),
+        };
+        match found {
+            Some(_) if !resume => return Err(EvalError::FolderTaken { dir: dir.to_path_buf() }),
+            Some(text) => {
+                let old: Value = serde_json::from_str(&text).map_err(damaged(&path))?;
+                let keys = changed_keys(&old, &recipe.to_json());
+                if !keys.is_empty() {
+                    return Err(EvalError::RecipeChanged { dir: dir.to_path_buf(), keys });
+                }
+            }
+            None => write_atomic(&path, pretty(&recipe.to_json()).as_bytes())?,
+        }
+        for part in ["cells", "logs"] {
+            let part = dir.join(part);
+            std::fs::create_dir_all(&part).map_err(EvalError::io("create", part))?;
+        }
+        Ok(Self { dir: dir.to_path_buf() })
+    }
+
+    fn cell(&self, id: &str) -> PathBuf {
+        self.dir.join("cells").join(format!("{id}.json"))
+    }
+
+    fn log_path(&self, id: &str) -> PathBuf {
+        self.dir.join("logs").join(format!("{id}.jsonl"))
+    }
+
+    /// The result of a finished cell.
+    pub fn finished<T: DeserializeOwned>(&self, id: &str) -> Result<Option<T>, EvalError> {
+        let path = self.cell(id);
+        match std::fs::read_to_string(&path) {
+            Ok(text) => serde_json::from_str(&text).map(Some).map_err(damaged(&path)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(EvalError::io("read", path)(error)),
+        }
+    }
+
+    /// Keeps the result of a cell.
+    pub fn finish(&self, id: &str, found: &impl Serialize) -> Result<(), EvalError> {
+        let value = serde_json::to_value(found).unwrap_or_default();
+        Ok(write_atomic(&self.cell(id), pretty(&value).as_bytes())?)
+    }
+
+    /// An empty log for a cell that begins.
+    pub fn log(&self, id: &str) -> Result<CellLog, EvalError> {
+        let path = self.log_path(id);
+        let file = File::create(&path).map_err(EvalError::io("write", &path))?;
+        Ok(CellLog { path, file: Some(file) })
+    }
+
+    /// Removes the log of a cell that was not finished.
+    pub fn forget(&self, id: &str) -> Result<(), EvalError> {
+        let path = self.log_path(id);
+        std::fs::remove_file(&path).map_err(EvalError::io("remove", path))
+    }
+
+    /// Writes the report.
+    pub fn report(&self, report: Report, recipe: &Recipe, device: &str) -> Result<Summary, EvalError> {
+        let page = self.dir.join("report.md");
+        let config = pretty(&recipe.to_json());
+        let texts = [
+            ("table.md", report.table.to_markdown()),
+            ("table.csv", report.table.to_csv()),
+            ("cells.csv", cells_csv(&report.cells)),
+            ("report.json", pretty(&report::to_json(&report, recipe, device))),
+        ];
+        for (name, text) in texts {
+            write_atomic(&self.dir.join(name), text.as_bytes())?;
+        }
+        report.figure.write(&self.dir, "figure")?;
+        // The page last: where it is, all it names is.
+        write_atomic(&page, report.to_markdown(&config, device).as_bytes())?;
+        Ok(Summary { page, verdict: report.verdict.to_string(), table: report.table.to_markdown(), report })
+    }
+}
+
+fn pretty(value: &Value) -> String {
+    let mut text = serde_json::to_string_pretty(value).unwrap_or_default();
+    text.push('\n');
+    text
+}
+
+fn damaged(path: &Path) -> impl FnOnce(serde_json::Error) -> EvalError {
+    let path = path.to_path_buf();
+    move |error| EvalError::Damaged { path, reason: error.to_string() }
+}

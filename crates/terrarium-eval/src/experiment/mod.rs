@@ -1,0 +1,284 @@
+//! Recipes, cells, reports.
+
+mod arch;
+mod curriculum;
+mod fit;
+mod folder;
+mod mqar;
+mod recipe;
+mod report;
+mod stats;
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use burn::tensor::backend::Backend;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use terrarium_kernels::TrainBackend;
+use terrarium_kernels::backend::{BackendTask, DeviceSpec, with_backend};
+use terrarium_train::StopFlag;
+
+use crate::EvalError;
+
+pub use arch::{Architecture, Kind};
+pub use fit::{Learned, Training};
+pub use mqar::Mqar;
+pub use recipe::{Recipe, recipe_names};
+pub use report::{Check, Report, Table, Verdict};
+
+use folder::{CellLog, Folder};
+
+/// An experiment and its surroundings.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// What to do.
+    pub recipe: Recipe,
+    /// The report folder.
+    pub out_dir: PathBuf,
+    /// Whether the folder may hold finished cells of the same recipe.
+    pub resume: bool,
+    /// Where to compute.
+    pub device: DeviceSpec,
+    /// Raised by the caller to leave after the running step.
+    pub stop: StopFlag,
+}
+
+/// What an experiment says as it goes.
+#[derive(Debug, Clone)]
+pub enum Event {
+    /// The cells are known: how many, how many of them are finished, how long the rest may take.
+    Plan {
+        /// All cells.
+        cells: usize,
+        /// Those whose results were read back.
+        finished: usize,
+        /// A guess before the first step.
+        estimate: Duration,
+        /// Backend and device in words.
+        device: String,
+    },
+    /// A cell begins.
+    Begin {
+        /// Its number, from 1.
+        number: usize,
+        /// Its name.
+        label: String,
+    },
+    /// A cell goes on.
+    Step {
+        /// Steps made.
+        step: usize,
+        /// Steps in all.
+        steps: usize,
+        /// In a few words.
+        text: String,
+        /// Time left for all cells.
+        left: Duration,
+    },
+    /// A cell is done.
+    Done {
+        /// Its name.
+        label: String,
+        /// Its result in a few words.
+        text: String,
+    },
+}
+
+/// Someone who is told.
+pub trait Watch {
+    /// Takes note of `event`.
+    fn event(&mut self, event: Event);
+}
+
+impl Watch for () {
+    fn event(&mut self, _event: Event) {}
+}
+
+/// How an experiment ended.
+#[derive(Debug, Clone)]
+pub enum Outcome {
+    /// All cells are finished and the report is written.
+    Finished(Box<Summary>),
+    /// Someone asked to stop; finished cells are kept.
+    Interrupted {
+        /// Finished cells.
+        finished: usize,
+        /// All cells.
+        cells: usize,
+    },
+}
+
+/// What a finished experiment came to.
+#[derive(Debug, Clone)]
+pub struct Summary {
+    /// The report's page; its other files lie beside it.
+    pub page: PathBuf,
+    /// The verdict in one line.
+    pub verdict: String,
+    /// The table as Markdown.
+    pub table: String,
+    /// The report itself.
+    pub report: Report,
+}
+
+/// One combination of what a recipe varies.
+pub(crate) struct CellName {
+    /// File name of its result.
+    pub id: String,
+    /// What the user reads.
+    pub label: String,
+}
+
+/// A recipe that can be run: a list of cells, and a report made of their results.
+pub(crate) trait Experiment: Sync {
+    /// One combination.
+    type Cell: Sync;
+    /// Its result.
+    type Found: Serialize + DeserializeOwned;
+
+    /// Refuses values that make no sense.
+    fn check(&self) -> Result<(), EvalError>;
+
+    /// All combinations, in the order in which they are run.
+    fn cells(&self) -> Result<Vec<Self::Cell>, EvalError>;
+
+    /// What to call one.
+    fn name(&self, cell: &Self::Cell) -> CellName;
+
+    /// A guess at the seconds that one takes on a GPU or a CPU. Only the proportions matter once the first is under way.
+    fn seconds(&self, cell: &Self::Cell, gpu: bool) -> f64;
+
+    /// Runs one. Gives `None` when it was asked to stop.
+    fn run<B: TrainBackend>(
+        &self,
+        cell: &Self::Cell,
+        running: &mut Running<'_>,
+        device: &B::Device,
+    ) -> Result<Option<Self::Found>, EvalError>;
+
+    /// A result in a few words.
+    fn words(&self, found: &Self::Found) -> String;
+
+    /// The report, from all results.
+    fn report(&self, found: &[(Self::Cell, Self::Found)]) -> Report;
+}
+
+/// What a running cell may use.
+pub(crate) struct Running<'a> {
+    /// Its own log.
+    pub log: CellLog,
+    /// Raised to leave.
+    pub stop: &'a StopFlag,
+    watch: &'a mut dyn Watch,
+    pace: &'a Pace,
+    /// Guessed seconds of this cell.
+    guess: f64,
+    begun: Instant,
+}
+
+impl Running<'_> {
+    /// Tells how far the cell is.
+    pub fn step(&mut self, step: usize, steps: usize, text: String) {
+        let share = step as f64 / steps.max(1) as f64;
+        let left = self.pace.left(self.guess, share, self.begun.elapsed());
+        self.watch.event(Event::Step { step, steps, text, left });
+    }
+}
+
+/// Guesses and what they turned out to be.
+struct Pace {
+    /// Guessed seconds of the cells after the running one.
+    later: f64,
+    /// Guessed and real seconds of the cells run so far.
+    guessed: f64,
+    real: f64,
+}
+
+impl Pace {
+    /// Time left when `share` of a cell of `guess` seconds took `elapsed`.
+    fn left(&self, guess: f64, share: f64, elapsed: Duration) -> Duration {
+        let guessed = self.guessed + share * guess;
+        let real = self.real + elapsed.as_secs_f64();
+        let factor = if guessed > 0.0 && real > 0.0 { real / guessed } else { 1.0 };
+        let left = factor * ((1.0 - share) * guess + self.later);
+        Duration::try_from_secs_f64(left.max(0.0)).unwrap_or_default()
+    }
+}
+
+/// Runs the cells that have no result yet, and writes the report.
+///
+/// # Errors
+/// [`EvalError`]; finished cells stay.
+pub fn run(options: &Options, watch: &mut dyn Watch) -> Result<Outcome, EvalError> {
+    match &options.recipe {
+        Recipe::Mqar(experiment) => launch(experiment, options, watch),
+    }
+}
+
+fn launch<E: Experiment>(experiment: &E, options: &Options, watch: &mut dyn Watch) -> Result<Outcome, EvalError> {
+    struct Task<'a, E>(&'a E, &'a Options, &'a mut dyn Watch);
+    impl<E: Experiment> BackendTask for Task<'_, E> {
+        type Output = Result<Outcome, EvalError>;
+        fn run<B: TrainBackend>(self, device: &B::Device) -> Self::Output {
+            run_on::<B, E>(self.0, self.1, self.2, device)
+        }
+    }
+    experiment.check()?;
+    with_backend(&options.device, Task(experiment, options, watch))?
+}
+
+fn run_on<B: TrainBackend, E: Experiment>(
+    experiment: &E,
+    options: &Options,
+    watch: &mut dyn Watch,
+    device: &B::Device,
+) -> Result<Outcome, EvalError> {
+    let cells = experiment.cells()?;
+    let name = <B::InnerBackend as Backend>::name(device);
+    let gpu = !matches!(name.as_str(), "flex" | "ndarray");
+    let folder = Folder::open(&options.out_dir, &options.recipe, options.resume)?;
+    let mut found = Vec::new();
+    for cell in &cells {
+        found.push(folder.finished::<E::Found>(&experiment.name(cell).id)?);
+    }
+    let guess = |cell: &E::Cell| experiment.seconds(cell, gpu).max(1e-3);
+    let mut later: f64 = cells.iter().zip(&found).filter(|(_, found)| found.is_none()).map(|(cell, _)| guess(cell)).sum();
+    let finished = found.iter().flatten().count();
+    let estimate = Duration::try_from_secs_f64(later).unwrap_or_default();
+    watch.event(Event::Plan { cells: cells.len(), finished, estimate, device: name.clone() });
+    let (mut guessed, mut real) = (0.0, 0.0);
+    for (number, (cell, slot)) in cells.iter().zip(&mut found).enumerate() {
+        if slot.is_some() {
+            continue;
+        }
+        let CellName { id, label } = experiment.name(cell);
+        watch.event(Event::Begin { number: number + 1, label: label.clone() });
+        later -= guess(cell);
+        let pace = Pace { later, guessed, real };
+        let begun = Instant::now();
+        let mut running = Running { log: folder.log(&id)?, stop: &options.stop, watch, pace: &pace, guess: guess(cell), begun };
+        let result = if options.stop.requested() { None } else { experiment.run::<B>(cell, &mut running, device)? };
+        guessed += guess(cell);
+        real += begun.elapsed().as_secs_f64();
+        let Some(result) = result else {
+            folder.forget(&id)?;
+            let finished = number.max(found.iter().flatten().count());
+            return Ok(Outcome::Interrupted { finished, cells: cells.len() });
+        };
+        folder.finish(&id, &result)?;
+        watch.event(Event::Done { label, text: experiment.words(&result) });
+        *slot = Some(result);
+        // What one model leaves in the memory pools is of no use to the next.
+        <B::InnerBackend as Backend>::memory_cleanup(device);
+    }
+    let all: Vec<(E::Cell, E::Found)> = cells.into_iter().zip(found.into_iter().flatten()).collect();
+    let report = experiment.report(&all);
+    Ok(Outcome::Finished(Box::new(folder.report(report, &options.recipe, &name)?)))
+}
+
+/// Where the report of a recipe goes by default.
+pub fn default_dir(name: &str, smoke: bool) -> PathBuf {
+    let name = Path::new(name).file_stem().unwrap_or(name.as_ref()).to_string_lossy();
+    Path::new("runs").join(format!("{name}{}", if smoke { "-smoke" } else { "" }))
+}

@@ -1,0 +1,549 @@
+//! Multi-query associative recall (arXiv 2312.04927; the sweep over widths and states is figure 8 of arXiv 2405.21060).
+//!
+//! ```text
+//! k1 v1 k2 v2 .. kK vK | queries among noise: at each position that repeats a key, the label is that key's value
+//! ```
+
+use rand::rngs::StdRng;
+use rand::seq::index::sample;
+use rand::{Rng, SeedableRng};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+use terrarium_kernels::{KernelBackend, TrainBackend};
+use terrarium_models::{Decoder, DecoderConfig};
+use terrarium_train::data::{Batch, IGNORED};
+use terrarium_train::plot::{Figure, Panel, Scale, Series};
+
+use super::arch::{Architecture, Kind, forward_flop};
+use super::curriculum::Curriculum;
+use super::fit::{self, Learned, Student, Task, Training};
+use super::report::{Check, Report, Table, Verdict};
+use super::stats::{Spread, short};
+use super::{CellName, Experiment, Running};
+use crate::EvalError;
+
+/// The experiment.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Mqar {
+    /// What is compared.
+    pub architectures: Vec<Architecture>,
+    /// Model widths.
+    pub widths: Vec<usize>,
+    /// Layers of every model.
+    pub layers: usize,
+    /// Seeds of starting values and data; each is a run.
+    pub seeds: Vec<u64>,
+    /// The task.
+    pub task: MqarTask,
+    /// How the models learn.
+    #[serde(default)]
+    pub training: Training,
+}
+
+/// Sizes of the task.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MqarTask {
+    /// Tokens: keys from the lower half, values from the upper.
+    pub vocab_size: usize,
+    /// Tokens per row, even.
+    pub length: usize,
+    /// Pairs per row while training.
+    pub train_pairs: Vec<usize>,
+    /// How training goes through them.
+    #[serde(default)]
+    pub curriculum: Curriculum,
+    /// Pairs per row when measuring; the first decides.
+    pub test_pairs: Vec<usize>,
+    /// Held-out rows per number of pairs.
+    pub test_rows: usize,
+    /// Exponent of the distance from pairs to queries: small ones make near queries likelier.
+    #[serde(default = "power")]
+    pub power: f64,
+    /// Random tokens instead of token 0 between queries.
+    #[serde(default = "yes")]
+    pub random_non_queries: bool,
+}
+
+fn power() -> f64 {
+    0.01
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// Rows with `IGNORED` at all positions but the queries'.
+pub(crate) struct Rows {
+    ids: Vec<i32>,
+    labels: Vec<i32>,
+}
+
+impl MqarTask {
+    fn check(&self) -> Result<(), EvalError> {
+        let fail = |key: &str, reason: String| Err(EvalError::value(format!("task.{key}"), reason));
+        if self.length == 0 || !self.length.is_multiple_of(2) {
+            return fail("length", format!("{} is not even", self.length));
+        }
+        if self.vocab_size <= self.length {
+            return fail("vocab_size", format!("{} is not more than the length {}", self.vocab_size, self.length));
+        }
+        for (key, pairs) in [("train_pairs", &self.train_pairs), ("test_pairs", &self.test_pairs)] {
+            if pairs.is_empty() {
+                return fail(key, "at least one number of pairs".to_string());
+            }
+            // A pair takes two places, its query and the answer's place two more.
+            if let Some(bad) = pairs.iter().find(|pairs| **pairs == 0 || **pairs * 4 > self.length) {
+                return fail(key, format!("{bad} pairs: at least 1, and at most a quarter of the length {}", self.length));
+            }
+        }
+        if self.test_rows == 0 {
+            return fail("test_rows", "at least 1".to_string());
+        }
+        if !(self.power.is_finite() && self.power > 0.0) {
+            return fail("power", "more than 0".to_string());
+        }
+        Ok(())
+    }
+
+    /// One row.
+    fn row(&self, pairs: usize, rng: &mut StdRng) -> Rows {
+        let (vocab, length, half) = (self.vocab_size, self.length, self.vocab_size / 2);
+        // Distinct keys from [1, half), distinct values from [half, vocab).
+        let keys: Vec<usize> = sample(rng, half - 1, pairs).into_iter().map(|i| i + 1).collect();
+        let values: Vec<usize> = sample(rng, vocab - half, pairs).into_iter().map(|i| i + half).collect();
+        let (mut ids, mut labels) = (vec![0; length], vec![IGNORED; length]);
+        for (j, (key, value)) in keys.iter().zip(&values).enumerate() {
+            ids[2 * j] = *key as i32;
+            ids[2 * j + 1] = *value as i32;
+        }
+        let gaps = self.gaps((length - 2 * pairs) / 2, pairs, rng);
+        for ((key, value), gap) in keys.iter().zip(&values).zip(gaps) {
+            let at = 2 * pairs + 2 * gap;
+            ids[at] = *key as i32;
+            labels[at] = *value as i32;
+        }
+        if self.random_non_queries {
+            ids.iter_mut().filter(|id| **id == 0).for_each(|id| *id = rng.random_range(0..vocab as i32));
+        }
+        Rows { ids, labels }
+    }
+
+    /// `count` distinct places below `space`, drawn one after another with weights `i^(power - 1)`, `i` from 1.
+    ///
+    /// The first arrivals of exponential clocks with these rates are such draws.
+    fn gaps(&self, space: usize, count: usize, rng: &mut StdRng) -> Vec<usize> {
+        let clock = |i: usize, rng: &mut StdRng| {
+            let rate = ((i + 1) as f64).powf(self.power - 1.0);
+            -(1.0 - rng.random::<f64>()).ln() / rate
+        };
+        let mut arrivals: Vec<(f64, usize)> = (0..space).map(|i| (clock(i, rng), i)).collect();
+        arrivals.sort_by(|a, b| a.0.total_cmp(&b.0));
+        arrivals.into_iter().take(count).map(|(_, i)| i).collect()
+    }
+
+    /// Rows `start..start + rows` of a stream of examples with one number of pairs.
+    pub(crate) fn rows(&self, pairs: usize, stream: [u64; 3], rows: usize) -> Batch {
+        let made: Vec<Rows> =
+            (0..rows as u64).into_par_iter().map(|row| self.row(pairs, &mut generator([stream[0], stream[1], stream[2], row]))).collect();
+        let (mut ids, mut labels) = (Vec::with_capacity(rows * self.length), Vec::with_capacity(rows * self.length));
+        for row in made {
+            ids.extend(row.ids);
+            labels.extend(row.labels);
+        }
+        Batch { rows, length: self.length, documents: vec![0; ids.len()], ids, labels }
+    }
+}
+
+/// A generator of its own for every row of every step, so that rows can be made in any order.
+pub(crate) fn generator(place: [u64; 4]) -> StdRng {
+    let mut seed = [0u8; 32];
+    for (bytes, part) in seed.chunks_mut(8).zip(place) {
+        bytes.copy_from_slice(&part.to_le_bytes());
+    }
+    StdRng::from_seed(seed)
+}
+
+/// Streams of examples: what is measured on is never trained on.
+pub(crate) const TRAIN: u64 = 0;
+pub(crate) const TEST: u64 = 1;
+
+/// Rows of one pass when measuring.
+const MEASURED: usize = 256;
+
+impl Task for MqarTask {
+    fn batch(&self, seed: u64, step: usize, steps: usize, rows: usize) -> Batch {
+        let pairs = self.train_pairs[self.curriculum.at(step, steps, self.train_pairs.len())];
+        self.rows(pairs, [TRAIN, seed, step as u64], rows)
+    }
+
+    /// Share of the queries answered, averaged over rows.
+    fn measure<B: KernelBackend>(&self, model: &Decoder<B>, device: &B::Device) -> Vec<(String, f64)> {
+        let accuracy = |pairs: usize| {
+            let mut sum = 0.0;
+            for (part, start) in (0..self.test_rows).step_by(MEASURED).enumerate() {
+                let rows = MEASURED.min(self.test_rows - start);
+                let batch = self.rows(pairs, [TEST, pairs as u64, part as u64], rows);
+                sum += fit::right(model, &batch, device).iter().map(|(right, all)| *right as f64 / (*all).max(1) as f64).sum::<f64>();
+            }
+            sum / self.test_rows as f64
+        };
+        self.test_pairs.iter().map(|pairs| (pairs.to_string(), accuracy(*pairs))).collect()
+    }
+}
+
+/// One model.
+#[derive(Debug, Clone)]
+pub(crate) struct Cell {
+    architecture: Architecture,
+    /// Its place in the recipe.
+    index: usize,
+    width: usize,
+    lr: f64,
+    seed: u64,
+    config: DecoderConfig,
+}
+
+impl Experiment for Mqar {
+    type Cell = Cell;
+    type Found = Learned;
+
+    fn check(&self) -> Result<(), EvalError> {
+        for (key, empty) in
+            [("architectures", self.architectures.is_empty()), ("widths", self.widths.is_empty()), ("seeds", self.seeds.is_empty())]
+        {
+            if empty {
+                return Err(EvalError::value(key, "at least one"));
+            }
+        }
+        self.task.check()?;
+        self.training.check()
+    }
+
+    /// Seed after seed, so that a run that is cut short has compared all architectures.
+    fn cells(&self) -> Result<Vec<Cell>, EvalError> {
+        let mut cells = Vec::new();
+        for seed in &self.seeds {
+            for (index, architecture) in self.architectures.iter().enumerate() {
+                for width in &self.widths {
+                    let config = architecture.decoder(*width, self.layers, self.task.vocab_size)?;
+                    cells.extend(self.training.learning_rates.iter().map(|lr| Cell {
+                        architecture: architecture.clone(),
+                        index,
+                        width: *width,
+                        lr: *lr,
+                        seed: *seed,
+                        config: config.clone(),
+                    }));
+                }
+            }
+        }
+        Ok(cells)
+    }
+
+    fn name(&self, cell: &Cell) -> CellName {
+        let Cell { architecture, index, width, lr, seed, .. } = cell;
+        CellName {
+            id: format!("a{index}-d{width}-lr{lr:e}-s{seed}"),
+            label: format!("{} d={width} lr={lr:e} seed {seed}", architecture.name),
+        }
+    }
+
+    fn seconds(&self, cell: &Cell, gpu: bool) -> f64 {
+        fit::guess(&cell.config, self.training.steps, self.training.batch, self.task.length, 0.12, gpu)
+    }
+
+    fn run<B: TrainBackend>(&self, cell: &Cell, running: &mut Running<'_>, device: &B::Device) -> Result<Option<Learned>, EvalError> {
+        let Cell { config, lr, seed, .. } = cell;
+        let student = Student { config, training: &self.training, steps: self.training.steps, lr: *lr, seed: *seed };
+        fit::fit::<B>(&student, &self.task, running, device)
+    }
+
+    fn words(&self, found: &Learned) -> String {
+        let accuracy = found.scores.iter().map(|(pairs, value)| format!("{value:.3} with {pairs} pairs")).collect::<Vec<_>>().join(", ");
+        let end = if found.diverged { ", diverged" } else { "" };
+        format!("accuracy {accuracy}; {} steps in {:.1} s, {} tokens/s{end}", found.steps, found.seconds, short(found.tokens_per_s))
+    }
+
+    fn report(&self, found: &[(Cell, Learned)]) -> Report {
+        let groups = self.groups(found);
+        let hardest = self.task.test_pairs[0];
+        let mut notes = vec![
+            format!(
+                "Rows of {} tokens, {} tokens of vocabulary, {} pairs in training ({:?}); accuracy on held-out rows at the queries alone; ± is the sample deviation over {} seeds.",
+                self.task.length, self.task.vocab_size, list(&self.task.train_pairs), self.task.curriculum, self.seeds.len()
+            ),
+            "FLOP: three times the forward pass by the textbook algorithms, as `bench ops` counts them. Tokens/s: training, the first tenth of the steps left out.".to_string(),
+        ];
+        if self.training.learning_rates.len() > 1 {
+            notes.push("Of several learning rates, the one with the best mean accuracy counts.".to_string());
+        }
+        Report {
+            title: "Associative recall with many queries".into(),
+            source: "Mamba-2, arXiv 2405.21060, figure 8; task of arXiv 2312.04927".into(),
+            claim: "Mamba-2 recalls far better than Mamba at equal state, better the larger its state, and with states of 256 as well as attention.".into(),
+            table: self.table(&groups),
+            figure: self.figure(&groups),
+            verdict: self.verdict(&groups, hardest),
+            notes,
+            cells: found.iter().map(|(cell, learned)| row(cell, learned)).collect(),
+        }
+    }
+}
+
+/// Seeds of one model, at its best learning rate.
+struct Group<'a> {
+    architecture: &'a Architecture,
+    index: usize,
+    width: usize,
+    lr: f64,
+    config: &'a DecoderConfig,
+    runs: Vec<&'a Learned>,
+}
+
+impl Group<'_> {
+    fn accuracy(&self, pairs: usize) -> Spread {
+        let name = pairs.to_string();
+        Spread::of(self.runs.iter().filter_map(|run| run.score(&name)))
+    }
+}
+
+impl Mqar {
+    fn groups<'a>(&self, found: &'a [(Cell, Learned)]) -> Vec<Group<'a>> {
+        let mut all: Vec<Group<'a>> = Vec::new();
+        for (cell, learned) in found {
+            let same = |group: &&mut Group<'_>| group.index == cell.index && group.width == cell.width && group.lr == cell.lr;
+            match all.iter_mut().find(same) {
+                Some(group) => group.runs.push(learned),
+                None => all.push(Group {
+                    architecture: &cell.architecture,
+                    index: cell.index,
+                    width: cell.width,
+                    lr: cell.lr,
+                    config: &cell.config,
+                    runs: vec![learned],
+                }),
+            }
+        }
+        let hardest = self.task.test_pairs[0];
+        let mut best: Vec<Group<'a>> = Vec::new();
+        for group in all {
+            match best.iter_mut().find(|known| known.index == group.index && known.width == group.width) {
+                Some(known) if known.accuracy(hardest).mean < group.accuracy(hardest).mean => *known = group,
+                Some(_) => {}
+                None => best.push(group),
+            }
+        }
+        best.sort_by_key(|group| (group.index, group.width));
+        best
+    }
+
+    fn table(&self, groups: &[Group<'_>]) -> Table {
+        let mut columns: Vec<String> = ["architecture", "width", "state", "parameters", "lr"].map(String::from).to_vec();
+        columns.extend(self.task.test_pairs.iter().map(|pairs| format!("accuracy, {pairs} pairs")));
+        columns.extend(["steps", "FLOP", "seconds", "tokens/s"].map(String::from));
+        let row = |group: &Group<'_>| {
+            let mean = |value: fn(&Learned) -> f64| Spread::of(group.runs.iter().map(|run| value(run))).mean;
+            let mut row = vec![
+                group.architecture.name.clone(),
+                group.width.to_string(),
+                group.architecture.state().map_or("-".to_string(), |state| state.to_string()),
+                short(group.config.parameters() as f64),
+                format!("{:e}", group.lr),
+            ];
+            row.extend(self.task.test_pairs.iter().map(|pairs| group.accuracy(*pairs).to_string()));
+            row.extend([
+                format!("{:.0}", mean(|run| run.steps as f64)),
+                short(mean(|run| run.flop)),
+                format!("{:.1}", mean(|run| run.seconds)),
+                short(mean(|run| run.tokens_per_s)),
+            ]);
+            row
+        };
+        Table { columns, rows: groups.iter().map(row).collect() }
+    }
+
+    fn figure(&self, groups: &[Group<'_>]) -> Figure {
+        let panel = |pairs: &usize| {
+            let series = |(index, architecture): (usize, &Architecture)| Series {
+                name: architecture.name.clone(),
+                points: groups
+                    .iter()
+                    .filter(|group| group.index == index)
+                    .map(|group| {
+                        let accuracy = group.accuracy(*pairs);
+                        (group.width as f64, accuracy.mean, accuracy.deviation)
+                    })
+                    .collect(),
+                fit: false,
+            };
+            Panel {
+                title: format!("Accuracy with {pairs} pairs in {} tokens", self.task.length),
+                x: "Model width".into(),
+                x_scale: Scale::Log2,
+                y_range: Some((-0.02, 1.02)),
+                series: self.architectures.iter().enumerate().map(series).collect(),
+                ..Panel::default()
+            }
+        };
+        Figure { title: "Associative recall with many queries".into(), panels: self.task.test_pairs.iter().take(4).map(panel).collect() }
+    }
+
+    /// On the hardest task, the mean over widths.
+    fn verdict(&self, groups: &[Group<'_>], pairs: usize) -> Verdict {
+        let mean = |index: usize| {
+            let accuracies: Vec<f64> = groups.iter().filter(|group| group.index == index).map(|group| group.accuracy(pairs).mean).collect();
+            Spread::of(accuracies).mean
+        };
+        let found = |wanted: &dyn Fn(&Architecture) -> bool| {
+            let at = self.architectures.iter().position(wanted)?;
+            Some((self.architectures[at].name.clone(), mean(at)))
+        };
+        let mamba = found(&|a| a.kind() == Kind::Mamba);
+        let attention = found(&|a| a.kind() == Kind::Transformer);
+        let mut states: Vec<(usize, String, f64)> = self
+            .architectures
+            .iter()
+            .enumerate()
+            .filter(|(_, a)| a.kind() == Kind::Mamba2)
+            .filter_map(|(at, a)| Some((a.state()?, a.name.clone(), mean(at))))
+            .collect();
+        states.sort_by_key(|(state, ..)| *state);
+        let missing = |claim: &str| Check::absent(claim, "the recipe lacks one side");
+        let above = "Mamba-2 is well above Mamba at equal state";
+        let mamba_state = self.architectures.iter().find(|a| a.kind() == Kind::Mamba).and_then(Architecture::state);
+        let equal = states.iter().find(|(state, ..)| Some(*state) == mamba_state).or(states.first());
+        let first = match (&mamba, equal) {
+            (Some((a, x)), Some((_, b, y))) => Check::measured(above, *y > x + 0.1, format!("{b} {y:.3}, {a} {x:.3}")),
+            _ => missing(above),
+        };
+        let rises = "accuracy rises with the state";
+        let text = states.iter().map(|(_, name, value)| format!("{name} {value:.3}")).collect::<Vec<_>>().join(", ");
+        let second = match states.as_slice() {
+            [(.., low), .., (.., high)] => {
+                // Two equal models differ by their seeds, and nothing rises above 1.
+                let steady = states.windows(2).all(|pair| pair[1].2 > pair[0].2 - 0.02);
+                Check::measured(rises, steady && (*high > low + 0.02 || *low > 0.97), text)
+            }
+            _ => missing(rises),
+        };
+        let near = "the largest state comes near attention";
+        let third = match (&attention, states.last()) {
+            (Some((a, x)), Some((_, b, y))) => Check::measured(near, *y > x - 0.05, format!("{b} {y:.3}, {a} {x:.3}")),
+            _ => missing(near),
+        };
+        Verdict { checks: vec![first, second, third] }
+    }
+}
+
+fn list(values: &[usize]) -> String {
+    values.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+fn row(cell: &Cell, learned: &Learned) -> Map<String, Value> {
+    let mut row = Map::new();
+    let per_token = 3.0 * forward_flop(&cell.config, 1, 0.0);
+    let values = json!({
+        "architecture": cell.architecture.name, "pattern": cell.config.pattern(), "width": cell.width, "state": cell.architecture.state(),
+        "lr": cell.lr, "seed": cell.seed, "parameters": learned.parameters, "steps": learned.steps, "tokens": learned.tokens,
+        "flop": learned.flop, "flop_per_token_without_head": per_token, "seconds": learned.seconds, "tokens_per_s": learned.tokens_per_s,
+        "loss": learned.loss, "diverged": learned.diverged, "precision": learned.precision,
+    });
+    if let Value::Object(values) = values {
+        row.extend(values);
+    }
+    row.extend(learned.scores.iter().map(|(pairs, value)| (format!("accuracy_{pairs}"), json!(value))));
+    row
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn task(vocab_size: usize, length: usize, random_non_queries: bool) -> MqarTask {
+        MqarTask {
+            vocab_size,
+            length,
+            train_pairs: vec![4],
+            curriculum: Curriculum::Cycle,
+            test_pairs: vec![4],
+            test_rows: 8,
+            power: 0.01,
+            random_non_queries,
+        }
+    }
+
+    #[test]
+    fn rows_follow_the_rules_of_the_generator() {
+        for (vocab, length, pairs, random) in [(128, 64, 4, false), (128, 64, 16, false), (101, 50, 7, false), (512, 64, 16, true)] {
+            let task = task(vocab, length, random);
+            let batch = task.rows(pairs, [TRAIN, 3, 5], 40);
+            assert_eq!((batch.ids.len(), batch.labelled()), (40 * length, 40 * pairs));
+            for (ids, labels) in batch.ids.chunks(length).zip(batch.labels.chunks(length)) {
+                let half = vocab as i32 / 2;
+                let (mut keys, mut values): (Vec<i32>, Vec<i32>) = ids[..2 * pairs].chunks(2).map(|pair| (pair[0], pair[1])).unzip();
+                assert!(keys.iter().all(|key| (1..half).contains(key)) && values.iter().all(|value| (half..vocab as i32).contains(value)));
+                // Every label is the value of the key at its own place; every key is asked for once; queries stand at even places.
+                for (at, label) in labels.iter().enumerate().filter(|(_, label)| **label != IGNORED) {
+                    assert!(at >= 2 * pairs && at % 2 == 0, "query at {at}");
+                    let pair = keys.iter().position(|key| *key == ids[at]).unwrap();
+                    assert_eq!(values[pair], *label);
+                }
+                let mut asked: Vec<i32> = (0..length).filter(|at| labels[*at] != IGNORED).map(|at| ids[at]).collect();
+                asked.sort_unstable();
+                keys.sort_unstable();
+                assert_eq!(asked, keys);
+                keys.dedup();
+                values.sort_unstable();
+                values.dedup();
+                assert_eq!((keys.len(), values.len()), (pairs, pairs), "keys and values are distinct");
+                let between = (2 * pairs..length).filter(|at| labels[*at] == IGNORED);
+                let noise = between.filter(|at| ids[*at] != 0).count();
+                assert_eq!(noise > 0, random, "{noise} tokens between queries");
+            }
+        }
+    }
+
+    #[test]
+    fn gaps_are_drawn_by_their_weights() {
+        let task = MqarTask { power: 0.01, ..task(128, 64, true) };
+        let (space, draws) = (8, 20_000);
+        let mut counts = vec![0usize; space];
+        for i in 0..draws {
+            let gaps = task.gaps(space, 2, &mut generator([9, 9, 9, i]));
+            assert!(gaps.len() == 2 && gaps[0] != gaps[1] && gaps.iter().all(|gap| *gap < space));
+            counts[gaps[0]] += 1;
+        }
+        let weights: Vec<f64> = (1..=space).map(|i| (i as f64).powf(-0.99)).collect();
+        let total: f64 = weights.iter().sum();
+        for (count, weight) in counts.iter().zip(&weights) {
+            let expected = draws as f64 * weight / total;
+            assert!((*count as f64 - expected).abs() < 5.0 * expected.sqrt(), "{counts:?}");
+        }
+        // All places, in an order.
+        let mut all = task.gaps(space, space, &mut generator([1, 2, 3, 4]));
+        all.sort_unstable();
+        assert_eq!(all, (0..space).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn rows_depend_on_their_place_alone() {
+        let task = task(256, 64, true);
+        let (few, many) = (task.rows(8, [TRAIN, 1, 2], 3), task.rows(8, [TRAIN, 1, 2], 9));
+        assert_eq!(few.ids, many.ids[..3 * 64]);
+        for other in [[TEST, 1, 2], [TRAIN, 2, 2], [TRAIN, 1, 3]] {
+            assert_ne!(few.ids, task.rows(8, other, 3).ids);
+        }
+    }
+
+    #[test]
+    fn impossible_tasks_are_refused() {
+        let said = |task: MqarTask| task.check().map_err(|error| error.to_string());
+        assert!(said(task(128, 64, true)).is_ok());
+        assert!(said(task(128, 63, true)).unwrap_err().contains("even"));
+        assert!(said(task(64, 64, true)).unwrap_err().contains("vocab_size"));
+        assert!(said(MqarTask { test_pairs: vec![17], ..task(128, 64, true) }).unwrap_err().contains("test_pairs"));
+    }
+}

@@ -1,0 +1,139 @@
+//! Recipes: the ones that come along, files of the user's, overrides.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::Mqar;
+use crate::EvalError;
+
+/// What to run. In JSON the key `experiment` says which one; unknown keys are mistakes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "experiment", rename_all = "kebab-case")]
+pub enum Recipe {
+    /// Associative recall with many queries.
+    Mqar(Mqar),
+}
+
+/// Name, recipe, small recipe.
+const RECIPES: [(&str, &str, &str); 1] = [(
+    "mqar",
+    include_str!("../../../../examples/experiments/mqar.json"),
+    include_str!("../../../../examples/experiments/smoke/mqar.json"),
+)];
+
+/// Experiments that come along.
+pub fn recipe_names() -> Vec<&'static str> {
+    RECIPES.iter().map(|(name, ..)| *name).collect()
+}
+
+impl Recipe {
+    /// The recipe of a name, or of a JSON file, with some keys replaced (`training.steps=100`, `architectures.0.state=32`).
+    ///
+    /// # Errors
+    /// [`EvalError`] names the key.
+    pub fn open(name: &str, smoke: bool, overrides: &[String]) -> Result<Self, EvalError> {
+        let path = Path::new(name);
+        let text = match RECIPES.iter().find(|(known, ..)| *known == name) {
+            Some((_, full, small)) => (if smoke { small } else { full }).to_string(),
+            None if !path.is_file() => {
+                return Err(EvalError::UnknownExperiment { name: name.to_string(), known: recipe_names().join(", ") });
+            }
+            None if smoke => return Err(EvalError::NoSmoke { path: path.to_path_buf() }),
+            None => std::fs::read_to_string(path).map_err(EvalError::io("read", path))?,
+        };
+        let wrong = |error: serde_json::Error| EvalError::Recipe { name: name.to_string(), reason: error.to_string() };
+        let mut value: Value = serde_json::from_str(&text).map_err(wrong)?;
+        // What the file leaves out can be set too.
+        let filled: Self = Self::deserialize(&value).map_err(wrong)?;
+        if let Ok(all) = serde_json::to_value(&filled) {
+            value = all;
+        }
+        for assignment in overrides {
+            assign(&mut value, assignment)?;
+        }
+        Self::deserialize(&value).map_err(wrong)
+    }
+
+    /// As JSON, every default filled in.
+    pub fn to_json(&self) -> Value {
+        serde_json::to_value(self).unwrap_or_default()
+    }
+
+    /// Name of the experiment.
+    pub fn name(&self) -> String {
+        self.to_json().get("experiment").and_then(Value::as_str).unwrap_or_default().to_string()
+    }
+}
+
+/// Puts `a.b=value` or `a.0.b=value` in place. The value is JSON, or else a string.
+fn assign(root: &mut Value, assignment: &str) -> Result<(), EvalError> {
+    let fail = |reason: String| EvalError::Override { assignment: assignment.to_string(), reason };
+    let (key, value) = assignment.split_once('=').ok_or_else(|| fail("expected KEY=VALUE, as in training.steps=100".to_string()))?;
+    let value = serde_json::from_str(value.trim()).unwrap_or_else(|_| Value::String(value.trim().to_string()));
+    let mut place = root;
+    for part in key.trim().split('.') {
+        let keys: Vec<&str> = place.as_object().into_iter().flat_map(|map| map.keys()).map(String::as_str).collect();
+        let unknown = match keys.as_slice() {
+            [] => format!("there is no `{part}` there"),
+            keys => format!("there is no `{part}`; keys here: {}", keys.join(", ")),
+        };
+        let inner = match place {
+            Value::Object(map) => map.get_mut(part),
+            Value::Array(items) => part.parse().ok().and_then(|at: usize| items.get_mut(at)),
+            _ => None,
+        };
+        place = inner.ok_or_else(|| fail(unknown))?;
+    }
+    if key.trim() == "experiment" {
+        return Err(fail("give the name of the other experiment instead".to_string()));
+    }
+    *place = value;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn recipes_that_come_along_are_complete() {
+        for name in recipe_names() {
+            for smoke in [false, true] {
+                let recipe = Recipe::open(name, smoke, &[]).unwrap_or_else(|error| panic!("{name}: {error}"));
+                assert_eq!(recipe.name(), name);
+            }
+        }
+    }
+
+    #[test]
+    fn overrides_reach_into_lists_and_mistakes_are_named() {
+        let said = |name: &str, set: &[&str]| {
+            let set: Vec<String> = set.iter().map(ToString::to_string).collect();
+            Recipe::open(name, true, &set).map(|recipe| recipe.to_json()).map_err(|error| error.to_string())
+        };
+        let json = said("mqar", &["training.steps=7", "architectures.0.name=other", "seeds=[5]"]).unwrap();
+        assert_eq!((json["training"]["steps"].as_u64(), json["architectures"][0]["name"].as_str()), (Some(7), Some("other")));
+        assert!(said("mqar", &["training.step=7"]).unwrap_err().contains("no `step`"));
+        assert!(said("mqar", &["training.steps"]).unwrap_err().contains("KEY=VALUE"));
+        assert!(said("mqar", &["training.steps=many"]).unwrap_err().contains("many"));
+        assert!(said("mqar", &["experiment=copy"]).is_err());
+        let unknown = said("absent", &[]).unwrap_err();
+        assert!(unknown.contains("mqar"), "{unknown}");
+    }
+
+    #[test]
+    fn files_are_read_strictly() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("mine.json");
+        let name = path.to_str().unwrap();
+        let text =
+            std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/experiments/smoke/mqar.json")).unwrap();
+        std::fs::write(&path, &text).unwrap();
+        assert_eq!(Recipe::open(name, false, &[]).unwrap(), Recipe::open("mqar", true, &[]).unwrap());
+        assert!(Recipe::open(name, true, &[]).unwrap_err().to_string().contains("--smoke"));
+        std::fs::write(&path, text.replacen("\"seeds\"", "\"sedes\"", 1)).unwrap();
+        assert!(Recipe::open(name, false, &[]).unwrap_err().to_string().contains("sedes"));
+    }
+}

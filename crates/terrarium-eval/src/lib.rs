@@ -1,0 +1,11 @@
+//! Claims of papers in miniature: small experiments, each from a recipe to a report.
+//!
+//! A recipe (`examples/experiments/`) names architectures, sizes and seeds. Every combination is a *cell*: it is run alone, its
+//! result is a file, and the report is made of these files. So a run that was stopped goes on where it was. All architectures take
+//! the same way through the code: they differ in the list of layers alone.
+
+pub mod error;
+pub mod experiment;
+
+pub use error::EvalError;
+pub use experiment::{Event, Options, Outcome, Recipe, Summary, Watch, recipe_names, run};

@@ -1,0 +1,116 @@
+//! Smoke sizes of all experiments: they run, they resume, and the models learn.
+
+use std::path::Path;
+
+use serde_json::Value;
+use terrarium_eval::{Event, Options, Outcome, Recipe, Summary, Watch, run};
+use terrarium_kernels::backend::DeviceSpec;
+use terrarium_train::StopFlag;
+
+fn options(name: &str, dir: &Path, set: &[&str]) -> Options {
+    let set: Vec<String> = set.iter().map(ToString::to_string).collect();
+    let recipe = Recipe::open(name, true, &set).unwrap();
+    Options { recipe, out_dir: dir.to_path_buf(), resume: false, device: DeviceSpec::Cpu, stop: StopFlag::new() }
+}
+
+fn finish(options: &Options) -> Summary {
+    match run(options, &mut ()).unwrap() {
+        Outcome::Finished(summary) => *summary,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn number(cell: &serde_json::Map<String, Value>, key: &str) -> f64 {
+    cell.get(key).and_then(Value::as_f64).unwrap_or_else(|| panic!("no {key} in {cell:?}"))
+}
+
+/// Everything but what a clock says.
+fn timeless(dir: &Path) -> Vec<Value> {
+    let report: Value = serde_json::from_str(&std::fs::read_to_string(dir.join("report.json")).unwrap()).unwrap();
+    let mut cells = report["cells"].as_array().unwrap().clone();
+    for cell in &mut cells {
+        for key in ["seconds", "tokens_per_s"] {
+            cell.as_object_mut().unwrap().remove(key);
+        }
+    }
+    cells
+}
+
+#[test]
+fn mqar_is_learnt_by_every_architecture() {
+    let dir = tempfile::tempdir().unwrap();
+    let summary = finish(&options("mqar", dir.path(), &[]));
+    assert_eq!(summary.report.cells.len(), 4);
+    for cell in &summary.report.cells {
+        // Chance is one in twenty values; who has learnt which tokens are values of this row is right half the time.
+        let attention = cell["pattern"].as_str().unwrap().contains('*');
+        assert!(number(cell, "accuracy_2") > if attention { 0.6 } else { 0.3 }, "{cell:?}");
+        assert!(number(cell, "loss") < 2.0, "{cell:?}");
+    }
+    for name in ["config.json", "report.md", "report.json", "table.csv", "table.md", "cells.csv", "figure.svg", "figure.png"] {
+        assert!(dir.path().join(name).metadata().unwrap().len() > 50, "{name}");
+    }
+    let logs = std::fs::read_dir(dir.path().join("logs")).unwrap().count();
+    assert_eq!(logs, 4);
+    let page = std::fs::read_to_string(dir.path().join("report.md")).unwrap();
+    assert!(page.contains("Verdict: ") && page.contains("| Mamba-2 N=32 |"), "{page}");
+}
+
+/// Stops after so many cells and a few steps.
+struct Stopper {
+    stop: StopFlag,
+    cells: usize,
+}
+
+impl Watch for Stopper {
+    fn event(&mut self, event: Event) {
+        match event {
+            Event::Done { .. } => self.cells -= 1,
+            Event::Step { step, .. } if self.cells == 0 && step >= 10 => self.stop.request(),
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn stopped_and_resumed_gives_the_same_report() {
+    let dir = tempfile::tempdir().unwrap();
+    let set = ["training.steps=20", "training.log_every=5", "seeds=[0,1]"];
+    let (whole, parts) = (dir.path().join("whole"), dir.path().join("parts"));
+    finish(&options("mqar", &whole, &set));
+
+    let mut stopped = options("mqar", &parts, &set);
+    let mut watch = Stopper { stop: stopped.stop.clone(), cells: 3 };
+    let outcome = run(&stopped, &mut watch).unwrap();
+    assert!(matches!(outcome, Outcome::Interrupted { finished: 3, cells: 8 }), "{outcome:?}");
+    assert!(!parts.join("report.md").exists());
+    assert_eq!(std::fs::read_dir(parts.join("cells")).unwrap().count(), 3);
+
+    stopped.stop = StopFlag::new();
+    let taken = run(&stopped, &mut ()).unwrap_err();
+    assert!(taken.is_usage() && taken.to_string().contains("--resume"), "{taken}");
+    stopped.resume = true;
+    let mut other = options("mqar", &parts, &["training.steps=21", "training.log_every=5", "seeds=[0,1]"]);
+    other.resume = true;
+    let changed = run(&other, &mut ()).unwrap_err().to_string();
+    assert!(changed.contains("training.steps (20 then, 21 now)"), "{changed}");
+    finish(&stopped);
+    assert_eq!(timeless(&whole), timeless(&parts));
+    // All finished: nothing is run, the report is made again.
+    finish(&stopped);
+    assert_eq!(timeless(&whole), timeless(&parts));
+}
+
+#[test]
+fn damaged_results_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut options = options("mqar", dir.path(), &["training.steps=2", "architectures.1.pattern=M"]);
+    finish(&options);
+    let cell = std::fs::read_dir(dir.path().join("cells")).unwrap().next().unwrap().unwrap().path();
+    std::fs::write(&cell, "{\"steps\": ").unwrap();
+    options.resume = true;
+    let error = run(&options, &mut ()).unwrap_err().to_string();
+    assert!(error.contains("damaged") && error.contains("cells"), "{error}");
+    std::fs::remove_file(&cell).unwrap();
+    finish(&options);
+}

@@ -1,0 +1,249 @@
+//! Series of measured points with error bars, in panels beside one another.
+
+use std::path::{Path, PathBuf};
+
+use plotters::coord::Shift;
+use plotters::prelude::*;
+
+use super::{BLUE, Drawing, GREEN, GRID, INK, ORANGE, Outcome, PURPLE, Picture, RED, bounds, short};
+use crate::TrainError;
+
+const TEAL: RGBColor = RGBColor(24, 140, 150);
+const OLIVE: RGBColor = RGBColor(133, 125, 32);
+const BROWN: RGBColor = RGBColor(128, 84, 58);
+const COLORS: [RGBColor; 8] = [BLUE, ORANGE, GREEN, RED, PURPLE, TEAL, OLIVE, BROWN];
+
+/// Panels under a title.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Figure {
+    /// What it shows.
+    pub title: String,
+    /// From left to right, at most three in a row.
+    pub panels: Vec<Panel>,
+}
+
+/// How an axis is divided.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Scale {
+    /// Evenly.
+    #[default]
+    Linear,
+    /// By powers of two; values are positive.
+    Log2,
+    /// By powers of ten; values are positive.
+    Log10,
+}
+
+/// One pair of axes.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Panel {
+    /// What it shows.
+    pub title: String,
+    /// Name of the horizontal axis.
+    pub x: String,
+    /// Division of the horizontal axis.
+    pub x_scale: Scale,
+    /// Division of the vertical axis.
+    pub y_scale: Scale,
+    /// Ends of the vertical axis; by default those of the points.
+    pub y_range: Option<(f64, f64)>,
+    /// What is drawn, in the order of the legend.
+    pub series: Vec<Series>,
+}
+
+/// Points of one colour.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Series {
+    /// Name in the legend.
+    pub name: String,
+    /// `(x, y, e)`: drawn at `y` with a bar from `y - e` to `y + e`.
+    pub points: Vec<(f64, f64, f64)>,
+    /// A line without markers, such as a fit; it has the colour of the series before it and no place in the legend.
+    pub fit: bool,
+}
+
+impl Figure {
+    /// Draws it to `STEM.png` and `STEM.svg` in `dir`. Points that an axis cannot show are left out.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn write(&self, dir: &Path, stem: &str) -> Result<Vec<PathBuf>, TrainError> {
+        let files = vec![dir.join(format!("{stem}.png")), dir.join(format!("{stem}.svg"))];
+        super::write(self, &files)?;
+        Ok(files)
+    }
+}
+
+impl Drawing for Figure {
+    fn draw<DB: DrawingBackend>(&self, picture: Picture, root: &DrawingArea<DB, Shift>) -> Outcome<DB> {
+        let body = picture.page(root, &self.title)?;
+        let columns = self.panels.len().clamp(1, 2);
+        let areas = body.split_evenly((self.panels.len().div_ceil(columns).max(1), columns));
+        for (area, panel) in areas.iter().zip(&self.panels) {
+            panel.draw(picture, area)?;
+        }
+        Ok(())
+    }
+}
+
+impl Scale {
+    /// Where a value stands on the axis, if it can.
+    fn place(self, value: f64) -> Option<f64> {
+        let placed = match self {
+            Self::Linear => value,
+            Self::Log2 => value.log2(),
+            Self::Log10 => value.log10(),
+        };
+        placed.is_finite().then_some(placed)
+    }
+
+    /// The number at a place of the axis. Between powers of two there is none: ticks stand on them.
+    fn label(self, place: f64) -> String {
+        let whole = (place - place.round()).abs() < 1e-6;
+        match self {
+            Self::Linear => short(&place),
+            Self::Log2 if whole => short(&place.exp2()),
+            Self::Log2 => String::new(),
+            Self::Log10 if whole && place.abs() > 5.5 => format!("1e{place:.0}"),
+            Self::Log10 => rounded(10f64.powf(place)),
+        }
+    }
+}
+
+/// Three digits.
+fn rounded(value: f64) -> String {
+    if value.abs() >= 1e6 || (value != 0.0 && value.abs() < 1e-3) {
+        return format!("{value:.1e}");
+    }
+    let digits = (2 - value.abs().max(1e-9).log10().floor() as i32).max(0);
+    let factor = 10f64.powi(digits);
+    short(&((value * factor).round() / factor))
+}
+
+type Placed = (f64, f64, f64, f64);
+
+impl Panel {
+    fn placed(&self, series: &Series) -> Vec<Placed> {
+        let place = |&(x, y, e): &(f64, f64, f64)| {
+            let at = self.y_scale.place(y)?;
+            let end = |value: f64| self.y_scale.place(value).unwrap_or(at);
+            Some((self.x_scale.place(x)?, at, end(y - e), end(y + e)))
+        };
+        series.points.iter().filter_map(place).collect()
+    }
+
+    fn draw<DB: DrawingBackend>(&self, picture: Picture, area: &DrawingArea<DB, Shift>) -> Outcome<DB> {
+        let placed: Vec<Vec<Placed>> = self.series.iter().map(|series| self.placed(series)).collect();
+        let ends = |point: &Placed| [(point.0, point.2), (point.0, point.3)];
+        let all: Vec<(f64, f64)> = placed.iter().flatten().flat_map(ends).collect();
+        let (low, high) = match self.y_range {
+            Some((low, high)) => (self.y_scale.place(low).unwrap_or(0.0), self.y_scale.place(high).unwrap_or(1.0)),
+            None => bounds(all.iter(), 0.0, 1.0),
+        };
+        let across: Vec<(f64, f64)> = all.iter().map(|(x, _)| (0.0, *x)).collect();
+        let (left, right) = bounds(across.iter(), 0.0, 1.0);
+        let mut chart = picture.frame(area, &self.title, left..right, (low, high))?;
+        let light = picture.stroke(GRID, 1);
+        let (x_scale, y_scale) = (self.x_scale, self.y_scale);
+        let ticks = if x_scale == Scale::Log2 { ((right - left).ceil() as usize + 1).clamp(2, 12) } else { 6 };
+        chart
+            .configure_mesh()
+            .bold_line_style(light)
+            .light_line_style(TRANSPARENT)
+            .axis_style(ShapeStyle::from(&INK.mix(0.5)).stroke_width(picture.px(1)))
+            .set_all_tick_mark_size(picture.px(4))
+            .x_labels(ticks)
+            .y_labels(8)
+            .x_desc(self.x.as_str())
+            .x_label_formatter(&|x| x_scale.label(*x))
+            .y_label_formatter(&|y| y_scale.label(*y))
+            .label_style(picture.font(14))
+            .axis_desc_style(picture.font(16))
+            .draw()?;
+        let mut colors = 0;
+        for (series, points) in self.series.iter().zip(&placed) {
+            colors += usize::from(!series.fit);
+            let color = COLORS[colors.saturating_sub(1) % COLORS.len()];
+            let line = points.iter().map(|&(x, y, ..)| (x, y.clamp(low, high)));
+            if series.fit {
+                chart.draw_series(LineSeries::new(line, picture.stroke(color, 1)))?;
+                continue;
+            }
+            let swatch = move |(x, y): (i32, i32)| {
+                let (half, width) = (picture.px(2) as i32, picture.px(18) as i32);
+                Rectangle::new([(x, y - half), (x + width, y + half)], color.filled())
+            };
+            chart.draw_series(LineSeries::new(line, picture.stroke(color, 2)))?.label(&series.name).legend(swatch);
+            let bar = |&(x, _, from, to): &Placed| {
+                PathElement::new([(x, from.clamp(low, high)), (x, to.clamp(low, high))], picture.stroke(color, 1))
+            };
+            chart.draw_series(points.iter().filter(|point| point.3 > point.2).map(bar))?;
+            chart.draw_series(points.iter().map(|&(x, y, ..)| Circle::new((x, y.clamp(low, high)), picture.px(4), color.filled())))?;
+        }
+        if colors < 2 {
+            return Ok(());
+        }
+        chart
+            .configure_series_labels()
+            .position(self.legend(&placed, (left, right), (low, high)))
+            .margin(picture.px(8))
+            .legend_area_size(picture.px(26))
+            .background_style(WHITE.mix(0.85))
+            .border_style(GRID)
+            .label_font(picture.font(14))
+            .draw()
+    }
+
+    /// The corner with the fewest points.
+    fn legend(&self, placed: &[Vec<Placed>], (left, right): (f64, f64), (low, high): (f64, f64)) -> SeriesLabelPosition {
+        let (middle, half) = ((left + right) / 2.0, (low + high) / 2.0);
+        let count = |upper: bool, on_right: bool| {
+            placed.iter().flatten().filter(|(x, y, ..)| (*x > middle) == on_right && (*y > half) == upper).count()
+        };
+        let corners = [
+            (count(true, false), SeriesLabelPosition::UpperLeft),
+            (count(false, true), SeriesLabelPosition::LowerRight),
+            (count(true, true), SeriesLabelPosition::UpperRight),
+            (count(false, false), SeriesLabelPosition::LowerLeft),
+        ];
+        corners.into_iter().min_by_key(|(points, _)| *points).map_or(SeriesLabelPosition::UpperLeft, |(_, corner)| corner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_show_their_series_and_survive_what_axes_cannot_show() {
+        let series = |name: &str, shift: f64, fit| {
+            let points = [64.0, 128.0, 256.0].map(|x: f64| (x, shift * x.log2(), 0.3));
+            Series { name: name.to_string(), points: points.to_vec(), fit }
+        };
+        let panel = Panel {
+            title: "Accuracy".into(),
+            x: "Model width".into(),
+            x_scale: Scale::Log2,
+            series: vec![series("scan", 0.1, false), series("attention", 0.12, false), series("a fit", 0.13, true)],
+            ..Panel::default()
+        };
+        let mut odd = Panel { y_scale: Scale::Log10, x_scale: Scale::Log10, title: "Odd".into(), ..panel.clone() };
+        odd.series[0].points = vec![(0.0, 1.0, 0.0), (10.0, -1.0, 0.0), (f64::NAN, 2.0, 0.0), (100.0, 5.0, 9.0)];
+        let figure = Figure { title: "Recall".into(), panels: vec![panel, odd, Panel::default()] };
+        let dir = tempfile::tempdir().unwrap();
+        let out = std::env::var_os("TERRARIUM_PLOT_OUT").map_or(dir.path().to_path_buf(), PathBuf::from);
+        let files = figure.write(&out, "figure").unwrap();
+        assert!(std::fs::read(&files[0]).unwrap().starts_with(b"\x89PNG"));
+        let svg = std::fs::read_to_string(&files[1]).unwrap();
+        for text in ["Recall", "Model width", "attention", "128"] {
+            assert!(svg.contains(text), "{text}");
+        }
+        assert!(!svg.contains("a fit"));
+    }
+
+    #[test]
+    fn labels_stand_on_powers() {
+        assert_eq!([Scale::Log2.label(7.0), Scale::Log2.label(7.5), Scale::Log10.label(9.0)], ["128", "", "1e9"]);
+        assert_eq!([rounded(0.123456), rounded(1234.5), rounded(2.0)], ["0.123", "1235", "2"]);
+    }
+}
