@@ -17,11 +17,11 @@ use crate::{interrupt, model, output, progress};
 /// Repeat a claim of a paper in miniature.
 ///
 /// Trains or times small models of all architectures and writes a report: a table, a figure, and whether the claim held. NAME is an
-/// experiment that comes along (mqar), or a recipe of your own (JSON). Ctrl-C leaves after the running step; finished models are kept, and
+/// experiment that comes along (mqar, copy, phonebook, layer-mix, scaling), or a recipe of your own (JSON). Ctrl-C leaves after the running step; finished models are kept, and
 /// --resume goes on.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  terrarium experiment mqar --smoke\n  \
-    terrarium experiment mqar --set widths=[64] --set training.learning_rates=[1e-3,3e-3] --out runs/recall\n  \
+    terrarium experiment mqar --set models.widths=[64] --set training.learning_rates=[1e-3,3e-3] --out runs/recall\n  \
     terrarium experiment mqar --out runs/recall --resume")]
 pub struct Arguments {
     /// An experiment, or a recipe.
@@ -33,7 +33,7 @@ pub struct Arguments {
     /// The report's folder [default: runs/NAME].
     #[arg(short, long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Override one key of the recipe, as in training.steps=100 or architectures.0.state=32; may be given several times.
+    /// Override one key of the recipe, as in training.steps=100 or models.architectures.0.state=32; may be given several times.
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
     /// Go on with the finished part of the folder.

@@ -17,7 +17,8 @@ fn an_experiment_prints_its_table_and_verdict() {
     run(&command).fails(2, &["--resume"]);
     run(&["experiment", "absent"]).fails(2, &["absent", "mqar"]);
     run(&["experiment", "mqar", "--smoke", "--set", "training.stepz=3", "--out", text(&out)]).fails(2, &["stepz", "steps"]);
-    run(&["experiment", "mqar", "--smoke", "--set", "layers=0", "--out", text(&out.join("other"))]).fails(2, &["at least one layer"]);
+    run(&["experiment", "mqar", "--smoke", "--set", "models.layers=0", "--out", text(&out.join("other"))])
+        .fails(2, &["at least one layer"]);
 }
 
 #[test]

@@ -25,6 +25,9 @@ pub struct Architecture {
     /// Taps of a convolution over queries, keys and values of `*` (none).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attention_conv: Option<usize>,
+    /// Learning rates to try in place of those of `training`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub learning_rates: Option<Vec<f64>>,
 }
 
 /// What an architecture is made of, apart from MLPs.
@@ -172,7 +175,14 @@ mod tests {
     use super::*;
 
     fn of(pattern: &str) -> Architecture {
-        Architecture { name: pattern.into(), pattern: pattern.into(), state: None, head_dim: None, attention_conv: None }
+        Architecture {
+            name: pattern.into(),
+            pattern: pattern.into(),
+            state: None,
+            head_dim: None,
+            attention_conv: None,
+            learning_rates: None,
+        }
     }
 
     #[test]

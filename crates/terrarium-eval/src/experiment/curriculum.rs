@@ -1,5 +1,7 @@
-//! Which size a step trains on.
+//! Which size a step trains on, and the random numbers of its rows.
 
+use rand::SeedableRng;
+use rand::rngs::StdRng;
 use serde::{Deserialize, Serialize};
 
 /// How a run goes through several sizes of its task.
@@ -22,6 +24,19 @@ impl Curriculum {
         }
     }
 }
+
+/// A generator of its own for every row of every step, so that rows can be made in any order.
+pub(crate) fn generator(place: [u64; 4]) -> StdRng {
+    let mut seed = [0u8; 32];
+    for (bytes, part) in seed.chunks_mut(8).zip(place) {
+        bytes.copy_from_slice(&part.to_le_bytes());
+    }
+    StdRng::from_seed(seed)
+}
+
+/// Streams of examples: what is measured on is never trained on.
+pub(crate) const TRAIN: u64 = 0;
+pub(crate) const TEST: u64 = 1;
 
 #[cfg(test)]
 mod tests {

@@ -1,13 +1,17 @@
 //! Recipes, cells, reports.
 
 mod arch;
+mod copying;
 mod curriculum;
 mod fit;
 mod folder;
 mod mqar;
+mod phonebook;
 mod recipe;
 mod report;
 mod stats;
+mod sweep;
+mod text;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -22,10 +26,15 @@ use terrarium_train::StopFlag;
 use crate::EvalError;
 
 pub use arch::{Architecture, Kind};
+pub use copying::{CopyTask, Copying};
+pub use curriculum::Curriculum;
 pub use fit::{Learned, Training};
-pub use mqar::Mqar;
+pub use mqar::{Mqar, MqarTask};
+pub use phonebook::{Phonebook, PhonebookTask, Variant};
 pub use recipe::{Recipe, recipe_names};
 pub use report::{Check, Report, Table, Verdict};
+pub use sweep::Models;
+pub use text::{LayerMix, ModelSize, Scaling, TextTask};
 
 use folder::{CellLog, Folder};
 
@@ -140,6 +149,11 @@ pub(crate) trait Experiment: Sync {
     /// Refuses values that make no sense.
     fn check(&self) -> Result<(), EvalError>;
 
+    /// Refuses what the surroundings lack, such as a data file.
+    fn ready(&self) -> Result<(), EvalError> {
+        Ok(())
+    }
+
     /// All combinations, in the order in which they are run.
     fn cells(&self) -> Result<Vec<Self::Cell>, EvalError>;
 
@@ -213,6 +227,10 @@ impl Pace {
 pub fn run(options: &Options, watch: &mut dyn Watch) -> Result<Outcome, EvalError> {
     match &options.recipe {
         Recipe::Mqar(experiment) => launch(experiment, options, watch),
+        Recipe::Copy(experiment) => launch(experiment, options, watch),
+        Recipe::Phonebook(experiment) => launch(experiment, options, watch),
+        Recipe::LayerMix(experiment) => launch(experiment, options, watch),
+        Recipe::Scaling(experiment) => launch(experiment, options, watch),
     }
 }
 
@@ -224,7 +242,8 @@ fn launch<E: Experiment>(experiment: &E, options: &Options, watch: &mut dyn Watc
             run_on::<B, E>(self.0, self.1, self.2, device)
         }
     }
-    experiment.check()?;
+    options.recipe.check()?;
+    experiment.ready()?;
     with_backend(&options.device, Task(experiment, options, watch))?
 }
 

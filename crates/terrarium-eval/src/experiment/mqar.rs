@@ -4,22 +4,21 @@
 //! k1 v1 k2 v2 .. kK vK | queries among noise: at each position that repeats a key, the label is that key's value
 //! ```
 
+use rand::Rng;
 use rand::rngs::StdRng;
 use rand::seq::index::sample;
-use rand::{Rng, SeedableRng};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
 use terrarium_kernels::{KernelBackend, TrainBackend};
-use terrarium_models::{Decoder, DecoderConfig};
+use terrarium_models::Decoder;
 use terrarium_train::data::{Batch, IGNORED};
 use terrarium_train::plot::{Figure, Panel, Scale, Series};
 
-use super::arch::{Architecture, Kind, forward_flop};
-use super::curriculum::Curriculum;
-use super::fit::{self, Learned, Student, Task, Training};
-use super::report::{Check, Report, Table, Verdict};
-use super::stats::{Spread, short};
+use super::arch::{Architecture, Kind};
+use super::curriculum::{Curriculum, TEST, TRAIN, generator};
+use super::fit::{self, Learned, Task, Training};
+use super::report::{Check, Report, Verdict};
+use super::sweep::{self, Cell, Group, Models};
 use super::{CellName, Experiment, Running};
 use crate::EvalError;
 
@@ -28,13 +27,7 @@ use crate::EvalError;
 #[serde(deny_unknown_fields)]
 pub struct Mqar {
     /// What is compared.
-    pub architectures: Vec<Architecture>,
-    /// Model widths.
-    pub widths: Vec<usize>,
-    /// Layers of every model.
-    pub layers: usize,
-    /// Seeds of starting values and data; each is a run.
-    pub seeds: Vec<u64>,
+    pub models: Models,
     /// The task.
     pub task: MqarTask,
     /// How the models learn.
@@ -157,19 +150,6 @@ impl MqarTask {
     }
 }
 
-/// A generator of its own for every row of every step, so that rows can be made in any order.
-pub(crate) fn generator(place: [u64; 4]) -> StdRng {
-    let mut seed = [0u8; 32];
-    for (bytes, part) in seed.chunks_mut(8).zip(place) {
-        bytes.copy_from_slice(&part.to_le_bytes());
-    }
-    StdRng::from_seed(seed)
-}
-
-/// Streams of examples: what is measured on is never trained on.
-pub(crate) const TRAIN: u64 = 0;
-pub(crate) const TEST: u64 = 1;
-
 /// Rows of one pass when measuring.
 const MEASURED: usize = 256;
 
@@ -190,20 +170,8 @@ impl Task for MqarTask {
             }
             sum / self.test_rows as f64
         };
-        self.test_pairs.iter().map(|pairs| (pairs.to_string(), accuracy(*pairs))).collect()
+        self.test_pairs.iter().map(|pairs| (name(*pairs), accuracy(*pairs))).collect()
     }
-}
-
-/// One model.
-#[derive(Debug, Clone)]
-pub(crate) struct Cell {
-    architecture: Architecture,
-    /// Its place in the recipe.
-    index: usize,
-    width: usize,
-    lr: f64,
-    seed: u64,
-    config: DecoderConfig,
 }
 
 impl Experiment for Mqar {
@@ -211,44 +179,17 @@ impl Experiment for Mqar {
     type Found = Learned;
 
     fn check(&self) -> Result<(), EvalError> {
-        for (key, empty) in
-            [("architectures", self.architectures.is_empty()), ("widths", self.widths.is_empty()), ("seeds", self.seeds.is_empty())]
-        {
-            if empty {
-                return Err(EvalError::value(key, "at least one"));
-            }
-        }
+        self.models.check()?;
         self.task.check()?;
         self.training.check()
     }
 
-    /// Seed after seed, so that a run that is cut short has compared all architectures.
     fn cells(&self) -> Result<Vec<Cell>, EvalError> {
-        let mut cells = Vec::new();
-        for seed in &self.seeds {
-            for (index, architecture) in self.architectures.iter().enumerate() {
-                for width in &self.widths {
-                    let config = architecture.decoder(*width, self.layers, self.task.vocab_size)?;
-                    cells.extend(self.training.learning_rates.iter().map(|lr| Cell {
-                        architecture: architecture.clone(),
-                        index,
-                        width: *width,
-                        lr: *lr,
-                        seed: *seed,
-                        config: config.clone(),
-                    }));
-                }
-            }
-        }
-        Ok(cells)
+        self.models.cells(self.task.vocab_size, &self.training)
     }
 
     fn name(&self, cell: &Cell) -> CellName {
-        let Cell { architecture, index, width, lr, seed, .. } = cell;
-        CellName {
-            id: format!("a{index}-d{width}-lr{lr:e}-s{seed}"),
-            label: format!("{} d={width} lr={lr:e} seed {seed}", architecture.name),
-        }
+        cell.name()
     }
 
     fn seconds(&self, cell: &Cell, gpu: bool) -> f64 {
@@ -256,135 +197,56 @@ impl Experiment for Mqar {
     }
 
     fn run<B: TrainBackend>(&self, cell: &Cell, running: &mut Running<'_>, device: &B::Device) -> Result<Option<Learned>, EvalError> {
-        let Cell { config, lr, seed, .. } = cell;
-        let student = Student { config, training: &self.training, steps: self.training.steps, lr: *lr, seed: *seed };
-        fit::fit::<B>(&student, &self.task, running, device)
+        cell.run::<B>(&self.training, &self.task, running, device)
     }
 
     fn words(&self, found: &Learned) -> String {
-        let accuracy = found.scores.iter().map(|(pairs, value)| format!("{value:.3} with {pairs} pairs")).collect::<Vec<_>>().join(", ");
-        let end = if found.diverged { ", diverged" } else { "" };
-        format!("accuracy {accuracy}; {} steps in {:.1} s, {} tokens/s{end}", found.steps, found.seconds, short(found.tokens_per_s))
+        sweep::words(found)
     }
 
     fn report(&self, found: &[(Cell, Learned)]) -> Report {
-        let groups = self.groups(found);
-        let hardest = self.task.test_pairs[0];
-        let mut notes = vec![
+        let scores: Vec<String> = self.task.test_pairs.iter().map(|pairs| name(*pairs)).collect();
+        let groups = Group::all(found, &scores[0], true);
+        let mut notes = sweep::notes(&self.models, &self.training);
+        notes.insert(
+            0,
             format!(
-                "Rows of {} tokens, {} tokens of vocabulary, {} pairs in training ({:?}); accuracy on held-out rows at the queries alone; ± is the sample deviation over {} seeds.",
-                self.task.length, self.task.vocab_size, list(&self.task.train_pairs), self.task.curriculum, self.seeds.len()
+                "Rows of {} tokens, {} tokens of vocabulary, {} pairs in training. Accuracy: share of the queries of a row, averaged over {} held-out rows.",
+                self.task.length,
+                self.task.vocab_size,
+                sweep::list(&self.task.train_pairs),
+                self.task.test_rows
             ),
-            "FLOP: three times the forward pass by the textbook algorithms, as `bench ops` counts them. Tokens/s: training, the first tenth of the steps left out.".to_string(),
-        ];
-        if self.training.learning_rates.len() > 1 {
-            notes.push("Of several learning rates, the one with the best mean accuracy counts.".to_string());
-        }
+        );
         Report {
             title: "Associative recall with many queries".into(),
             source: "Mamba-2, arXiv 2405.21060, figure 8; task of arXiv 2312.04927".into(),
             claim: "Mamba-2 recalls far better than Mamba at equal state, better the larger its state, and with states of 256 as well as attention.".into(),
-            table: self.table(&groups),
+            table: sweep::table(&groups, &scores),
             figure: self.figure(&groups),
-            verdict: self.verdict(&groups, hardest),
+            verdict: self.verdict(&groups, &scores[0]),
             notes,
-            cells: found.iter().map(|(cell, learned)| row(cell, learned)).collect(),
+            cells: found.iter().map(|(cell, learned)| cell.row(learned)).collect(),
         }
-    }
-}
-
-/// Seeds of one model, at its best learning rate.
-struct Group<'a> {
-    architecture: &'a Architecture,
-    index: usize,
-    width: usize,
-    lr: f64,
-    config: &'a DecoderConfig,
-    runs: Vec<&'a Learned>,
-}
-
-impl Group<'_> {
-    fn accuracy(&self, pairs: usize) -> Spread {
-        let name = pairs.to_string();
-        Spread::of(self.runs.iter().filter_map(|run| run.score(&name)))
     }
 }
 
 impl Mqar {
-    fn groups<'a>(&self, found: &'a [(Cell, Learned)]) -> Vec<Group<'a>> {
-        let mut all: Vec<Group<'a>> = Vec::new();
-        for (cell, learned) in found {
-            let same = |group: &&mut Group<'_>| group.index == cell.index && group.width == cell.width && group.lr == cell.lr;
-            match all.iter_mut().find(same) {
-                Some(group) => group.runs.push(learned),
-                None => all.push(Group {
-                    architecture: &cell.architecture,
-                    index: cell.index,
-                    width: cell.width,
-                    lr: cell.lr,
-                    config: &cell.config,
-                    runs: vec![learned],
-                }),
-            }
-        }
-        let hardest = self.task.test_pairs[0];
-        let mut best: Vec<Group<'a>> = Vec::new();
-        for group in all {
-            match best.iter_mut().find(|known| known.index == group.index && known.width == group.width) {
-                Some(known) if known.accuracy(hardest).mean < group.accuracy(hardest).mean => *known = group,
-                Some(_) => {}
-                None => best.push(group),
-            }
-        }
-        best.sort_by_key(|group| (group.index, group.width));
-        best
-    }
-
-    fn table(&self, groups: &[Group<'_>]) -> Table {
-        let mut columns: Vec<String> = ["architecture", "width", "state", "parameters", "lr"].map(String::from).to_vec();
-        columns.extend(self.task.test_pairs.iter().map(|pairs| format!("accuracy, {pairs} pairs")));
-        columns.extend(["steps", "FLOP", "seconds", "tokens/s"].map(String::from));
-        let row = |group: &Group<'_>| {
-            let mean = |value: fn(&Learned) -> f64| Spread::of(group.runs.iter().map(|run| value(run))).mean;
-            let mut row = vec![
-                group.architecture.name.clone(),
-                group.width.to_string(),
-                group.architecture.state().map_or("-".to_string(), |state| state.to_string()),
-                short(group.config.parameters() as f64),
-                format!("{:e}", group.lr),
-            ];
-            row.extend(self.task.test_pairs.iter().map(|pairs| group.accuracy(*pairs).to_string()));
-            row.extend([
-                format!("{:.0}", mean(|run| run.steps as f64)),
-                short(mean(|run| run.flop)),
-                format!("{:.1}", mean(|run| run.seconds)),
-                short(mean(|run| run.tokens_per_s)),
-            ]);
-            row
-        };
-        Table { columns, rows: groups.iter().map(row).collect() }
-    }
-
     fn figure(&self, groups: &[Group<'_>]) -> Figure {
         let panel = |pairs: &usize| {
-            let series = |(index, architecture): (usize, &Architecture)| Series {
-                name: architecture.name.clone(),
-                points: groups
-                    .iter()
-                    .filter(|group| group.index == index)
-                    .map(|group| {
-                        let accuracy = group.accuracy(*pairs);
-                        (group.width as f64, accuracy.mean, accuracy.deviation)
-                    })
-                    .collect(),
-                fit: false,
+            let series = |(index, architecture): (usize, &Architecture)| {
+                let points = groups.iter().filter(|group| group.index == index).map(|group| {
+                    let accuracy = group.score(&name(*pairs));
+                    (group.width as f64, accuracy.mean, accuracy.deviation)
+                });
+                Series { name: architecture.name.clone(), points: points.collect(), fit: false }
             };
             Panel {
                 title: format!("Accuracy with {pairs} pairs in {} tokens", self.task.length),
                 x: "Model width".into(),
                 x_scale: Scale::Log2,
                 y_range: Some((-0.02, 1.02)),
-                series: self.architectures.iter().enumerate().map(series).collect(),
+                series: self.models.architectures.iter().enumerate().map(series).collect(),
                 ..Panel::default()
             }
         };
@@ -392,29 +254,20 @@ impl Mqar {
     }
 
     /// On the hardest task, the mean over widths.
-    fn verdict(&self, groups: &[Group<'_>], pairs: usize) -> Verdict {
-        let mean = |index: usize| {
-            let accuracies: Vec<f64> = groups.iter().filter(|group| group.index == index).map(|group| group.accuracy(pairs).mean).collect();
-            Spread::of(accuracies).mean
-        };
-        let found = |wanted: &dyn Fn(&Architecture) -> bool| {
-            let at = self.architectures.iter().position(wanted)?;
-            Some((self.architectures[at].name.clone(), mean(at)))
-        };
-        let mamba = found(&|a| a.kind() == Kind::Mamba);
-        let attention = found(&|a| a.kind() == Kind::Transformer);
-        let mut states: Vec<(usize, String, f64)> = self
-            .architectures
-            .iter()
-            .enumerate()
-            .filter(|(_, a)| a.kind() == Kind::Mamba2)
-            .filter_map(|(at, a)| Some((a.state()?, a.name.clone(), mean(at))))
-            .collect();
+    fn verdict(&self, groups: &[Group<'_>], score: &str) -> Verdict {
+        let mamba = self.models.of(groups, score, |a| a.kind() == Kind::Mamba);
+        let attention = self.models.of(groups, score, |a| a.kind() == Kind::Transformer);
+        let mut states: Vec<(usize, String, f64)> = Vec::new();
+        for architecture in self.models.architectures.iter().filter(|a| a.kind() == Kind::Mamba2) {
+            if let (Some(state), Some((name, value))) = (architecture.state(), self.models.of(groups, score, |a| a == architecture)) {
+                states.push((state, name, value));
+            }
+        }
         states.sort_by_key(|(state, ..)| *state);
         let missing = |claim: &str| Check::absent(claim, "the recipe lacks one side");
         let above = "Mamba-2 is well above Mamba at equal state";
-        let mamba_state = self.architectures.iter().find(|a| a.kind() == Kind::Mamba).and_then(Architecture::state);
-        let equal = states.iter().find(|(state, ..)| Some(*state) == mamba_state).or(states.first());
+        let mamba_state = self.models.architectures.iter().find(|a| a.kind() == Kind::Mamba).and_then(Architecture::state);
+        let equal = states.iter().find(|(state, ..)| Some(*state) == mamba_state);
         let first = match (&mamba, equal) {
             (Some((a, x)), Some((_, b, y))) => Check::measured(above, *y > x + 0.1, format!("{b} {y:.3}, {a} {x:.3}")),
             _ => missing(above),
@@ -438,24 +291,9 @@ impl Mqar {
     }
 }
 
-fn list(values: &[usize]) -> String {
-    values.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
-}
-
-fn row(cell: &Cell, learned: &Learned) -> Map<String, Value> {
-    let mut row = Map::new();
-    let per_token = 3.0 * forward_flop(&cell.config, 1, 0.0);
-    let values = json!({
-        "architecture": cell.architecture.name, "pattern": cell.config.pattern(), "width": cell.width, "state": cell.architecture.state(),
-        "lr": cell.lr, "seed": cell.seed, "parameters": learned.parameters, "steps": learned.steps, "tokens": learned.tokens,
-        "flop": learned.flop, "flop_per_token_without_head": per_token, "seconds": learned.seconds, "tokens_per_s": learned.tokens_per_s,
-        "loss": learned.loss, "diverged": learned.diverged, "precision": learned.precision,
-    });
-    if let Value::Object(values) = values {
-        row.extend(values);
-    }
-    row.extend(learned.scores.iter().map(|(pairs, value)| (format!("accuracy_{pairs}"), json!(value))));
-    row
+/// Name of a measurement.
+fn name(pairs: usize) -> String {
+    format!("accuracy, {pairs} pairs")
 }
 
 #[cfg(test)]

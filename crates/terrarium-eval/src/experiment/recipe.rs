@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::Mqar;
+use super::{Copying, Experiment, LayerMix, Mqar, Phonebook, Scaling};
 use crate::EvalError;
 
 /// What to run. In JSON the key `experiment` says which one; unknown keys are mistakes.
@@ -14,14 +14,28 @@ use crate::EvalError;
 pub enum Recipe {
     /// Associative recall with many queries.
     Mqar(Mqar),
+    /// Copying strings.
+    Copy(Copying),
+    /// Phonebook lookup.
+    Phonebook(Phonebook),
+    /// How many of the layers attend.
+    LayerMix(LayerMix),
+    /// Loss against compute.
+    Scaling(Scaling),
 }
 
-/// Name, recipe, small recipe.
-const RECIPES: [(&str, &str, &str); 1] = [(
-    "mqar",
-    include_str!("../../../../examples/experiments/mqar.json"),
-    include_str!("../../../../examples/experiments/smoke/mqar.json"),
-)];
+/// Name, recipe and small recipe of an experiment that comes along.
+macro_rules! recipe {
+    ($name:literal) => {
+        (
+            $name,
+            include_str!(concat!("../../../../examples/experiments/", $name, ".json")),
+            include_str!(concat!("../../../../examples/experiments/smoke/", $name, ".json")),
+        )
+    };
+}
+
+const RECIPES: [(&str, &str, &str); 5] = [recipe!("mqar"), recipe!("copy"), recipe!("phonebook"), recipe!("layer-mix"), recipe!("scaling")];
 
 /// Experiments that come along.
 pub fn recipe_names() -> Vec<&'static str> {
@@ -29,7 +43,7 @@ pub fn recipe_names() -> Vec<&'static str> {
 }
 
 impl Recipe {
-    /// The recipe of a name, or of a JSON file, with some keys replaced (`training.steps=100`, `architectures.0.state=32`).
+    /// The recipe of a name, or of a JSON file, with some keys replaced (`training.steps=100`, `models.architectures.0.state=32`).
     ///
     /// # Errors
     /// [`EvalError`] names the key.
@@ -56,6 +70,20 @@ impl Recipe {
         Self::deserialize(&value).map_err(wrong)
     }
 
+    /// Refuses values that make no sense.
+    ///
+    /// # Errors
+    /// [`EvalError::Value`] names the key.
+    pub fn check(&self) -> Result<(), EvalError> {
+        match self {
+            Self::Mqar(experiment) => complete(experiment),
+            Self::Copy(experiment) => complete(experiment),
+            Self::Phonebook(experiment) => complete(experiment),
+            Self::LayerMix(experiment) => complete(experiment),
+            Self::Scaling(experiment) => complete(experiment),
+        }
+    }
+
     /// As JSON, every default filled in.
     pub fn to_json(&self) -> Value {
         serde_json::to_value(self).unwrap_or_default()
@@ -65,6 +93,11 @@ impl Recipe {
     pub fn name(&self) -> String {
         self.to_json().get("experiment").and_then(Value::as_str).unwrap_or_default().to_string()
     }
+}
+
+fn complete(experiment: &impl Experiment) -> Result<(), EvalError> {
+    experiment.check()?;
+    experiment.cells().map(drop)
 }
 
 /// Puts `a.b=value` or `a.0.b=value` in place. The value is JSON, or else a string.
@@ -103,6 +136,7 @@ mod tests {
             for smoke in [false, true] {
                 let recipe = Recipe::open(name, smoke, &[]).unwrap_or_else(|error| panic!("{name}: {error}"));
                 assert_eq!(recipe.name(), name);
+                recipe.check().unwrap_or_else(|error| panic!("{name}: {error}"));
             }
         }
     }
@@ -113,8 +147,8 @@ mod tests {
             let set: Vec<String> = set.iter().map(ToString::to_string).collect();
             Recipe::open(name, true, &set).map(|recipe| recipe.to_json()).map_err(|error| error.to_string())
         };
-        let json = said("mqar", &["training.steps=7", "architectures.0.name=other", "seeds=[5]"]).unwrap();
-        assert_eq!((json["training"]["steps"].as_u64(), json["architectures"][0]["name"].as_str()), (Some(7), Some("other")));
+        let json = said("mqar", &["training.steps=7", "models.architectures.0.name=other", "models.seeds=[5]"]).unwrap();
+        assert_eq!((json["training"]["steps"].as_u64(), json["models"]["architectures"][0]["name"].as_str()), (Some(7), Some("other")));
         assert!(said("mqar", &["training.step=7"]).unwrap_err().contains("no `step`"));
         assert!(said("mqar", &["training.steps"]).unwrap_err().contains("KEY=VALUE"));
         assert!(said("mqar", &["training.steps=many"]).unwrap_err().contains("many"));

@@ -30,6 +30,31 @@ impl std::fmt::Display for Spread {
     }
 }
 
+/// `y = factor * x^exponent`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct PowerLaw {
+    pub factor: f64,
+    pub exponent: f64,
+}
+
+impl PowerLaw {
+    /// Least squares between logarithms; needs two different `x`.
+    pub fn fit(points: &[(f64, f64)]) -> Option<Self> {
+        let logs: Vec<(f64, f64)> = points.iter().filter(|(x, y)| *x > 0.0 && *y > 0.0).map(|(x, y)| (x.ln(), y.ln())).collect();
+        let n = logs.len() as f64;
+        let (mean_x, mean_y) = (logs.iter().map(|p| p.0).sum::<f64>() / n, logs.iter().map(|p| p.1).sum::<f64>() / n);
+        let squares: f64 = logs.iter().map(|(x, _)| (x - mean_x).powi(2)).sum();
+        let products: f64 = logs.iter().map(|(x, y)| (x - mean_x) * (y - mean_y)).sum();
+        let exponent = products / squares;
+        (logs.len() > 1 && exponent.is_finite()).then(|| Self { factor: (mean_y - exponent * mean_x).exp(), exponent })
+    }
+
+    /// The law at `x`.
+    pub fn at(&self, x: f64) -> f64 {
+        self.factor * x.powf(self.exponent)
+    }
+}
+
 /// `1234567` as `1.23M`.
 pub(crate) fn short(value: f64) -> String {
     let units = [(1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")];
@@ -42,6 +67,15 @@ pub(crate) fn short(value: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn power_laws_are_found_again() {
+        let points: Vec<(f64, f64)> = [1.0, 10.0, 1e3].iter().map(|x: &f64| (*x, 7.0 * x.powf(-0.3))).collect();
+        let law = PowerLaw::fit(&points).unwrap();
+        assert!((law.factor - 7.0).abs() < 1e-9 && (law.exponent + 0.3).abs() < 1e-9, "{law:?}");
+        assert!((law.at(100.0) - 7.0 * 100f64.powf(-0.3)).abs() < 1e-9);
+        assert_eq!([PowerLaw::fit(&points[..1]), PowerLaw::fit(&[(2.0, 1.0), (2.0, 3.0)])], [None, None]);
+    }
 
     #[test]
     fn spread_is_mean_and_sample_deviation() {

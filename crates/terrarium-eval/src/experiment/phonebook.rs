@@ -1,0 +1,502 @@
+//! Phonebook lookup (arXiv 2406.07887, section 3.3.3), trained from scratch on its own templates.
+//!
+//! The text is the paper's, character by character; its tokens are words, signs and at most three digits, so that a model without any
+//! other schooling can read it. A book is filled up to a length in tokens.
+
+use rand::Rng;
+use rand::rngs::StdRng;
+use rand::seq::index::sample;
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+use terrarium_kernels::{KernelBackend, TrainBackend};
+use terrarium_models::Decoder;
+use terrarium_train::data::{Batch, IGNORED};
+use terrarium_train::plot::{Figure, Panel, Scale};
+
+use super::curriculum::{Curriculum, TEST, TRAIN, generator};
+use super::fit::{self, Learned, Task, Training};
+use super::report::{Check, Report, Verdict};
+use super::sweep::{self, Cell, Group, Models};
+use super::{CellName, Experiment, Running};
+use crate::EvalError;
+
+/// The experiment.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Phonebook {
+    /// What is compared.
+    pub models: Models,
+    /// The task.
+    pub task: PhonebookTask,
+    /// How the models learn.
+    #[serde(default)]
+    pub training: Training,
+}
+
+/// Sizes of the task.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PhonebookTask {
+    /// Which templates, in turn while training.
+    pub variants: Vec<Variant>,
+    /// Different first names, and as many last names, at most 64.
+    pub names: usize,
+    /// Tokens of a prompt, at most, while training.
+    pub train_lengths: Vec<usize>,
+    /// How training goes through them.
+    #[serde(default)]
+    pub curriculum: Curriculum,
+    /// Tokens of a prompt when measuring, beyond those of training too.
+    pub test_lengths: Vec<usize>,
+    /// Held-out books per length and variant.
+    pub test_rows: usize,
+}
+
+/// When the question is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Variant {
+    /// After the book.
+    Standard,
+    /// Before the book, and again after it.
+    Reversed,
+}
+
+const FIRST: [&str; 64] = [
+    "Ada", "Alan", "Anna", "Ben", "Bella", "Carl", "Clara", "Dan", "Diana", "Ed", "Ella", "Eric", "Eva", "Felix", "Flora", "Fred", "Gina",
+    "Grace", "Hank", "Helen", "Hugo", "Ida", "Igor", "Irene", "Ivan", "Jack", "Jane", "John", "Julia", "Karl", "Kate", "Ken", "Lara",
+    "Leo", "Lily", "Louis", "Lucy", "Maria", "Mark", "Max", "Mia", "Nick", "Nina", "Nora", "Oscar", "Olga", "Otto", "Paul", "Paula",
+    "Peter", "Rita", "Robert", "Rosa", "Sam", "Sara", "Simon", "Sofia", "Thomas", "Tina", "Tom", "Ursula", "Victor", "Vera", "Walter",
+];
+
+const LAST: [&str; 64] = [
+    "Abbott", "Adams", "Baker", "Barnes", "Bell", "Brown", "Burke", "Carter", "Clark", "Cole", "Cook", "Cruz", "Davis", "Dixon", "Doyle",
+    "Evans", "Ferris", "Fisher", "Ford", "Fox", "Garcia", "Gray", "Green", "Hall", "Harris", "Hart", "Hill", "Howard", "Hunt", "James",
+    "Jones", "Kelly", "King", "Klein", "Lane", "Lee", "Lewis", "Lopez", "Marsh", "Mason", "Meyer", "Miller", "Moore", "Nash", "Olsen",
+    "Owens", "Parker", "Perez", "Porter", "Quinn", "Reed", "Rivera", "Ross", "Russo", "Scott", "Shaw", "Smith", "Stone", "Taylor",
+    "Turner", "Vega", "Ward", "White", "Young",
+];
+
+/// A book with its questions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Page {
+    /// Text and whether it is an answer.
+    parts: Vec<(String, bool)>,
+}
+
+impl Page {
+    fn text(&mut self, text: impl Into<String>) -> &mut Self {
+        self.parts.push((text.into(), false));
+        self
+    }
+
+    fn answer(&mut self, phone: &str) -> &mut Self {
+        self.parts.push((format!(" {phone}"), true));
+        self
+    }
+}
+
+/// Words, line ends, up to three digits at once, single signs; blanks only part them.
+fn pieces(text: &str) -> Vec<&str> {
+    let class = |c: char| match c {
+        '\n' => 0,
+        c if c.is_whitespace() => 1,
+        c if c.is_ascii_digit() => 2,
+        c if c.is_alphabetic() => 3,
+        _ => 4,
+    };
+    let mut found = Vec::new();
+    let mut rest = text;
+    while let Some(first) = rest.chars().next() {
+        let most = match class(first) {
+            1 | 3 => usize::MAX,
+            2 => 3,
+            _ => 1,
+        };
+        let end = rest.char_indices().enumerate().find(|(n, (_, c))| *n >= most || class(*c) != class(first));
+        let (piece, after) = rest.split_at(end.map_or(rest.len(), |(_, (at, _))| at));
+        if class(first) != 1 {
+            found.push(piece);
+        }
+        rest = after;
+    }
+    found
+}
+
+/// Every piece that a page may have.
+fn vocabulary(task: &PhonebookTask) -> Vec<String> {
+    let entries: Vec<(String, String)> = (0..2).map(|i| (format!("{} {}", FIRST[i], LAST[i]), "200-200-1000".to_string())).collect();
+    let mut words: Vec<String> = (100..1000).map(|n| n.to_string()).chain((0..10).map(|n| n.to_string())).collect();
+    words.extend(FIRST[..task.names].iter().chain(&LAST[..task.names]).map(ToString::to_string));
+    for variant in [Variant::Standard, Variant::Reversed] {
+        let page = page(variant, &entries, [0, 1], 0);
+        words.extend(page.parts.iter().flat_map(|(text, _)| pieces(text)).map(ToString::to_string));
+    }
+    words.sort();
+    words.dedup();
+    words
+}
+
+/// The templates of the paper. `shots` and `target` are places in the book.
+fn page(variant: Variant, entries: &[(String, String)], shots: [usize; 2], target: usize) -> Page {
+    let mut page = Page { parts: Vec::new() };
+    let book: String = entries.iter().map(|(name, phone)| format!("{name}: {phone}\n")).collect();
+    let (name, phone) = &entries[target];
+    match variant {
+        Variant::Standard => {
+            page.text(book);
+            for (name, phone) in shots.map(|shot| &entries[shot]) {
+                page.text(format!("What is the phone number for {name}?\nAnswer:")).answer(phone).text("\n");
+            }
+            page.text(format!("What is the phone number for {name}?\nAnswer:"));
+        }
+        Variant::Reversed => {
+            let [(name1, phone1), (name2, phone2)] = shots.map(|shot| &entries[shot]);
+            page.text(format!(
+                "Given a phone book with entries of the form:\n{name1}: {phone1}\n{name2}: {phone2}\n... and so on.\n\
+                 Please find the phone number for {name}.\nI will ask you for this phone number later.\n\
+                 Memorize it so you can respond correctly.\nRemember {name}.\nHere is the phonebook:\n\n"
+            ));
+            page.text(book);
+            page.text(format!(
+                "Okay, that is the end of the phonebook.\nRemember when I asked you to memorize the phone number for {name}?\n\
+                 What is the phone number for {name}?"
+            ));
+        }
+    }
+    page.answer(phone);
+    page
+}
+
+impl PhonebookTask {
+    fn check(&self) -> Result<(), EvalError> {
+        let fail = |key: &str, reason: String| Err(EvalError::value(format!("task.{key}"), reason));
+        if self.variants.is_empty() {
+            return fail("variants", "standard, reversed, or both".to_string());
+        }
+        if !(2..=FIRST.len()).contains(&self.names) {
+            return fail("names", format!("{} is not from 2 to {}", self.names, FIRST.len()));
+        }
+        if self.test_rows == 0 {
+            return fail("test_rows", "at least 1".to_string());
+        }
+        for (key, lengths) in [("train_lengths", &self.train_lengths), ("test_lengths", &self.test_lengths)] {
+            if lengths.is_empty() {
+                return fail(key, "at least one".to_string());
+            }
+            for length in lengths {
+                for variant in &self.variants {
+                    let entries = self.entries(*variant, *length);
+                    if entries < 3 {
+                        return fail(key, format!("{length} tokens hold no book of three entries with its questions"));
+                    }
+                    if entries > self.names * self.names {
+                        return fail(
+                            key,
+                            format!("{length} tokens hold {entries} entries, more than {0} first and {0} last names make", self.names),
+                        );
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Entries that fill a prompt and its answer up to `length` tokens.
+    fn entries(&self, variant: Variant, length: usize) -> usize {
+        let tokens = |n: usize| {
+            let entries = vec![("Ada Abbott".to_string(), "200-200-1000".to_string()); n];
+            page(variant, &entries, [0, 0], 0).parts.iter().map(|(text, _)| pieces(text).len()).sum::<usize>()
+        };
+        let (one, two) = (tokens(1), tokens(2));
+        (length + (two - one)).saturating_sub(one) / (two - one)
+    }
+
+    /// A book of `count` entries, and the places of examples and target.
+    fn book(&self, count: usize, rng: &mut StdRng) -> (Vec<(String, String)>, [usize; 2], usize) {
+        let names = sample(rng, self.names * self.names, count);
+        let entries: Vec<(String, String)> = names
+            .into_iter()
+            .map(|name| {
+                let (area, exchange) = (rng.random_range(200..1000), rng.random_range(200..1000));
+                let phone = format!("{area}-{exchange}-{}", rng.random_range(1000..10000));
+                (format!("{} {}", FIRST[name / self.names], LAST[name % self.names]), phone)
+            })
+            .collect();
+        let depth = rng.random_range(0..100) as f64 / 100.0 * 0.97;
+        let target = (depth * count as f64) as usize;
+        // The examples are other entries than the target.
+        let shots = [count / 3, 2 * count / 3].map(|shot| if shot == target { (shot + 1) % count } else { shot });
+        (entries, shots, target)
+    }
+
+    fn rows(&self, variant: Variant, length: usize, words: &[String], stream: [u64; 3], rows: usize) -> Batch {
+        let count = self.entries(variant, length);
+        // Every piece that a page can have is a word.
+        let id = |piece: &str| words.binary_search_by(|word| word.as_str().cmp(piece)).unwrap_or_default() as i32;
+        let row = |row: u64| {
+            let (entries, shots, target) = self.book(count, &mut generator([stream[0], stream[1], stream[2], row]));
+            let page = page(variant, &entries, shots, target);
+            let (mut ids, mut labels) = (Vec::new(), Vec::new());
+            for (text, answer) in &page.parts {
+                for piece in pieces(text) {
+                    let id = id(piece);
+                    ids.push(id);
+                    // The label of a position is the token after it.
+                    labels.push(if *answer { id } else { IGNORED });
+                }
+            }
+            labels.remove(0);
+            ids.pop();
+            (ids, labels)
+        };
+        let made: Vec<(Vec<i32>, Vec<i32>)> = (0..rows as u64).into_par_iter().map(row).collect();
+        let (ids, labels): (Vec<Vec<i32>>, Vec<Vec<i32>>) = made.into_iter().unzip();
+        let length = ids.first().map_or(0, Vec::len);
+        Batch { rows, length, ids: ids.concat(), labels: labels.concat(), documents: vec![0; rows * length] }
+    }
+
+    fn longest(&self) -> usize {
+        self.train_lengths.iter().copied().max().unwrap_or(1)
+    }
+
+    /// The length whose measurement decides: the longest that was trained on, among those that are measured.
+    fn deciding(&self) -> usize {
+        let trained = self.test_lengths.iter().copied().filter(|length| *length <= self.longest()).max();
+        trained.or(self.test_lengths.first().copied()).unwrap_or(1)
+    }
+}
+
+/// The task and its words.
+struct Books<'a> {
+    task: &'a PhonebookTask,
+    words: Vec<String>,
+}
+
+/// Tokens of one pass when measuring.
+const MEASURED: usize = 1 << 16;
+
+/// Tokens of a number: three groups, the last of four digits in two tokens, two signs.
+const ANSWER: usize = 6;
+
+impl Task for Books<'_> {
+    fn batch(&self, seed: u64, step: usize, steps: usize, rows: usize) -> Batch {
+        let length = self.task.train_lengths[self.task.curriculum.at(step, steps, self.task.train_lengths.len())];
+        // Lengths may be taken in turn too: each meets every variant.
+        let variant = self.task.variants[step / self.task.train_lengths.len().max(1) % self.task.variants.len()];
+        self.task.rows(variant, length, &self.words, [TRAIN, seed, step as u64], rows)
+    }
+
+    /// Share of targets whose whole number is right: what greedy decoding would write.
+    fn measure<B: KernelBackend>(&self, model: &Decoder<B>, device: &B::Device) -> Vec<(String, f64)> {
+        let task = self.task;
+        let deciding = task.deciding();
+        let rest = task.test_lengths.iter().copied().filter(|length| *length != deciding);
+        let mut scores = Vec::new();
+        for length in std::iter::once(deciding).chain(rest) {
+            for variant in &task.variants {
+                let each = (MEASURED / length).clamp(1, task.test_rows);
+                let mut right = 0;
+                for (part, start) in (0..task.test_rows).step_by(each).enumerate() {
+                    let rows = each.min(task.test_rows - start);
+                    let stream = [TEST, length as u64, part as u64 * 2 + u64::from(*variant == Variant::Reversed)];
+                    let mut batch = task.rows(*variant, length, &self.words, stream, rows);
+                    // Answers to the examples do not count.
+                    for labels in batch.labels.chunks_mut(batch.length) {
+                        let until = labels.len() - ANSWER;
+                        labels[..until].fill(IGNORED);
+                    }
+                    right += fit::right(model, &batch, device).iter().filter(|(right, all)| right == all).count();
+                }
+                scores.push((name(*variant, length), right as f64 / task.test_rows as f64));
+            }
+        }
+        scores
+    }
+}
+
+/// Name of a measurement.
+fn name(variant: Variant, length: usize) -> String {
+    let variant = match variant {
+        Variant::Standard => "standard",
+        Variant::Reversed => "reversed",
+    };
+    format!("{variant}, {length} tokens")
+}
+
+impl Phonebook {
+    fn books(&self) -> Books<'_> {
+        Books { task: &self.task, words: vocabulary(&self.task) }
+    }
+}
+
+impl Experiment for Phonebook {
+    type Cell = Cell;
+    type Found = Learned;
+
+    fn check(&self) -> Result<(), EvalError> {
+        self.models.check()?;
+        self.task.check()?;
+        self.training.check()
+    }
+
+    fn cells(&self) -> Result<Vec<Cell>, EvalError> {
+        self.models.cells(self.books().words.len(), &self.training)
+    }
+
+    fn name(&self, cell: &Cell) -> CellName {
+        cell.name()
+    }
+
+    fn seconds(&self, cell: &Cell, gpu: bool) -> f64 {
+        let mean = self.task.train_lengths.iter().sum::<usize>() / self.task.train_lengths.len().max(1);
+        fit::guess(&cell.config, self.training.steps, self.training.batch, mean, 0.05, gpu)
+    }
+
+    fn run<B: TrainBackend>(&self, cell: &Cell, running: &mut Running<'_>, device: &B::Device) -> Result<Option<Learned>, EvalError> {
+        cell.run::<B>(&self.training, &self.books(), running, device)
+    }
+
+    fn words(&self, found: &Learned) -> String {
+        sweep::words(found)
+    }
+
+    fn report(&self, found: &[(Cell, Learned)]) -> Report {
+        let task = &self.task;
+        let deciding = name(task.variants[0], task.deciding());
+        let groups = Group::all(found, &deciding, true);
+        let mut lengths = task.test_lengths.clone();
+        lengths.sort_unstable();
+        let scores: Vec<String> = task.variants.iter().flat_map(|variant| lengths.iter().map(|length| name(*variant, *length))).collect();
+        let panel = |variant: &Variant| Panel {
+            title: format!("{variant:?}: numbers that are right (trained on up to {} tokens)", task.longest()),
+            x: "Tokens of the prompt".into(),
+            x_scale: Scale::Log2,
+            y_range: Some((-0.02, 1.02)),
+            series: groups
+                .iter()
+                .map(|group| group.line(&lengths.iter().map(|length| (*length as f64, name(*variant, *length))).collect::<Vec<_>>()))
+                .collect(),
+            ..Panel::default()
+        };
+        let [lag, keeps] = self.models.lag(&groups, &deciding, 0.05);
+        let mut notes = sweep::notes(&self.models, &self.training);
+        notes.insert(
+            0,
+            format!(
+                "Books of {} tokens in training, {} first and last names; whole numbers that are right, of {} held-out books per length.",
+                sweep::list(&task.train_lengths),
+                task.names,
+                task.test_rows
+            ),
+        );
+        Report {
+            title: "Phonebook lookup".into(),
+            source: "8B study, arXiv 2406.07887, section 3.3.3".into(),
+            claim: "Pure state-space models lose numbers as the book grows; the hybrid looks them up as well as the Transformer.".into(),
+            table: sweep::table(&groups, &scores),
+            figure: Figure { title: "Phonebook lookup".into(), panels: task.variants.iter().map(panel).collect() },
+            verdict: Verdict { checks: vec![lag, keeps, self.beyond(&groups)] },
+            notes,
+            cells: found.iter().map(|(cell, learned)| cell.row(learned)).collect(),
+        }
+    }
+}
+
+impl Phonebook {
+    /// Whether the hybrid keeps up beyond the lengths of training.
+    fn beyond(&self, groups: &[Group<'_>]) -> Check {
+        let claim = "beyond the lengths of training the hybrid is no worse than the Transformer";
+        match self.task.test_lengths.iter().copied().filter(|length| *length > self.task.longest()).min() {
+            None => Check::absent(claim, "the recipe measures none"),
+            Some(length) => {
+                let keeps = self.models.lag(groups, &name(self.task.variants[0], length), 0.05)[1].clone();
+                Check { claim: claim.to_string(), ..keeps }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn task() -> PhonebookTask {
+        PhonebookTask {
+            variants: vec![Variant::Standard, Variant::Reversed],
+            names: 8,
+            train_lengths: vec![160],
+            curriculum: Curriculum::Cycle,
+            test_lengths: vec![160, 320],
+            test_rows: 4,
+        }
+    }
+
+    #[test]
+    fn texts_are_the_templates_of_the_paper() {
+        let entries: Vec<(String, String)> = [("Ada Fox", "200-300-4000"), ("Ben Lee", "555-666-7777"), ("Eva Ross", "201-302-4003")]
+            .map(|(a, b)| (a.into(), b.into()))
+            .into();
+        let text = |variant| page(variant, &entries, [0, 1], 2).parts.iter().map(|(text, _)| text.as_str()).collect::<String>();
+        assert_eq!(
+            text(Variant::Standard),
+            "Ada Fox: 200-300-4000\nBen Lee: 555-666-7777\nEva Ross: 201-302-4003\n\
+             What is the phone number for Ada Fox?\nAnswer: 200-300-4000\nWhat is the phone number for Ben Lee?\nAnswer: 555-666-7777\n\
+             What is the phone number for Eva Ross?\nAnswer: 201-302-4003"
+        );
+        assert_eq!(
+            text(Variant::Reversed),
+            "Given a phone book with entries of the form:\nAda Fox: 200-300-4000\nBen Lee: 555-666-7777\n... and so on.\n\
+             Please find the phone number for Eva Ross.\nI will ask you for this phone number later.\n\
+             Memorize it so you can respond correctly.\nRemember Eva Ross.\nHere is the phonebook:\n\n\
+             Ada Fox: 200-300-4000\nBen Lee: 555-666-7777\nEva Ross: 201-302-4003\n\
+             Okay, that is the end of the phonebook.\nRemember when I asked you to memorize the phone number for Eva Ross?\n\
+             What is the phone number for Eva Ross? 201-302-4003"
+        );
+    }
+
+    #[test]
+    fn pieces_are_words_digits_and_signs() {
+        assert_eq!(
+            pieces("Ada Fox: 200-300-4005\n\nOkay?"),
+            ["Ada", "Fox", ":", "200", "-", "300", "-", "400", "5", "\n", "\n", "Okay", "?"]
+        );
+        assert_eq!(pieces(" 1 23"), ["1", "23"]);
+    }
+
+    #[test]
+    fn books_are_full_and_hold_what_is_asked_for() {
+        let task = task();
+        let words = vocabulary(&task);
+        for variant in [Variant::Standard, Variant::Reversed] {
+            for length in [160, 320] {
+                let count = task.entries(variant, length);
+                let batch = task.rows(variant, length, &words, [TRAIN, 1, 2], 12);
+                // The last token is predicted, never read.
+                assert!(batch.length < length && batch.length + 1 + 10 > length, "{variant:?} {length}: {}", batch.length);
+                let answers = if variant == Variant::Standard { 3 } else { 1 };
+                assert_eq!(batch.labelled(), 12 * answers * ANSWER);
+                for (ids, labels) in batch.ids.chunks(batch.length).zip(batch.labels.chunks(batch.length)) {
+                    let text = |id: i32| words[id as usize].as_str();
+                    let answer: Vec<&str> = labels[batch.length - ANSWER..].iter().map(|id| text(*id)).collect();
+                    assert!(answer[0].parse::<usize>().unwrap() >= 200 && answer[1] == "-" && answer[3] == "-", "{answer:?}");
+                    // The name before the question mark stands in the book before that very number.
+                    let shown: Vec<&str> = ids.iter().map(|id| text(*id)).collect();
+                    let mark = shown.iter().rposition(|piece| *piece == "?").unwrap();
+                    let line = [&shown[mark - 2..mark], &[":"], &answer[..]].concat();
+                    assert!(shown.windows(line.len()).any(|window| window == line), "{line:?} in {shown:?}");
+                }
+                assert!(count >= 3);
+            }
+        }
+    }
+
+    #[test]
+    fn impossible_books_are_refused() {
+        let said = |task: PhonebookTask| task.check().map_err(|error| error.to_string());
+        assert!(said(task()).is_ok());
+        assert!(said(PhonebookTask { test_lengths: vec![40], ..task() }).unwrap_err().contains("three entries"));
+        assert!(said(PhonebookTask { test_lengths: vec![4000], ..task() }).unwrap_err().contains("entries"));
+        assert!(said(PhonebookTask { names: 65, ..task() }).unwrap_err().contains("names"));
+    }
+}
