@@ -6,6 +6,7 @@
 
 pub mod error;
 pub mod experiment;
+pub mod timing;
 
 pub use error::EvalError;
 pub use experiment::{Event, Options, Outcome, Recipe, Summary, Watch, recipe_names, run};

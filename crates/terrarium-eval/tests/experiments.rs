@@ -98,6 +98,19 @@ fn text_is_learnt_by_every_mix_and_at_every_size() {
     assert!(number(&summary.report.cells[0], "loss") < 1.0, "{:?}", summary.report.cells);
 }
 
+#[test]
+fn everything_is_timed_and_right() {
+    let dir = tempfile::tempdir().unwrap();
+    let summary = finish(&options("speed", dir.path(), &[]));
+    // Three operations at two lengths, two at two states; four models in three parts.
+    assert_eq!(summary.report.cells.len(), 6 + 4 + 12);
+    for cell in &summary.report.cells {
+        // What is wrong is not timed, and says so.
+        assert!(number(cell, "ms") > 0.0 && cell["note"].is_null(), "{cell:?}");
+        assert!(cell["part"] == "operation" || number(cell, "tokens_per_s") > 0.0, "{cell:?}");
+    }
+}
+
 /// Stops after so many cells and a few steps.
 struct Stopper {
     stop: StopFlag,

@@ -54,9 +54,51 @@ pub enum Size {
     Gpu,
 }
 
+/// One call to measure beside the table: rows of one document, no states from before, in the options' type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shape {
+    /// [`crate::ssd`] with one group.
+    Ssd {
+        /// Rows.
+        b: usize,
+        /// Tokens of a row.
+        l: usize,
+        /// Heads.
+        h: usize,
+        /// Width of a head.
+        p: usize,
+        /// State width.
+        n: usize,
+    },
+    /// [`crate::selective_scan`] without a gate.
+    SelectiveScan {
+        /// Rows.
+        b: usize,
+        /// Tokens of a row.
+        l: usize,
+        /// Channels.
+        e: usize,
+        /// State width.
+        n: usize,
+    },
+    /// [`crate::attention`] with as many key heads as query heads.
+    Attention {
+        /// Rows.
+        b: usize,
+        /// Tokens of a row.
+        l: usize,
+        /// Heads.
+        h: usize,
+        /// Width of a head.
+        p: usize,
+    },
+}
+
 /// What to measure.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
+    /// These shapes instead of the table; `ops` and `case` choose among them too.
+    pub shapes: Vec<Shape>,
     /// Operations by name; empty for all.
     pub ops: Vec<String>,
     /// Only cases whose `op shape` contains this.
@@ -203,7 +245,10 @@ impl<'a, B: KernelBackend> Session<'a, B> {
     }
 
     fn run(&self, say: &mut dyn FnMut(Event)) -> Result<bool, MeasureError> {
-        let mut cases = table::cases::<B>(self.size, self.dtype);
+        let mut cases = match self.options.shapes.as_slice() {
+            [] => table::cases::<B>(self.size, self.dtype),
+            shapes => table::chosen::<B>(shapes, self.dtype),
+        };
         cases.retain(|case| self.options.ops.is_empty() || self.options.ops.iter().any(|op| op == case.op()));
         if let Some(part) = &self.options.case {
             cases.retain(|case| format!("{} {}", case.op(), case.shape()).contains(part.as_str()));
@@ -249,7 +294,7 @@ impl<'a, B: KernelBackend> Session<'a, B> {
 
     fn row(&self, case: &dyn Case<B>, clock: &mut Clock<B>, machine: &Machine) -> Row {
         let dtype = case.dtype();
-        let fused = path::fused::<B>(case.kernel(), dtype);
+        let fused = path::fused::<B>(case.kernel(), dtype).filter(|_| B::takes(case.kernel(), &case.sizes(), self.device));
         let mut row = Row {
             op: case.op(),
             case: case.shape(),
@@ -282,6 +327,7 @@ trait Case<B: KernelBackend> {
     fn op(&self) -> &'static str;
     fn kernel(&self) -> Op;
     fn shape(&self) -> String;
+    fn sizes(&self) -> Vec<usize>;
     fn dtype(&self) -> DType;
     /// Checks, then times; fills `row`.
     fn measure(&self, session: &Session<B>, clock: &mut Clock<B>, machine: &Machine, row: &mut Row);
@@ -298,6 +344,10 @@ impl<B: KernelBackend, S: Subject<B>> Case<B> for S {
 
     fn shape(&self) -> String {
         Subject::shape(self)
+    }
+
+    fn sizes(&self) -> Vec<usize> {
+        Subject::sizes(self)
     }
 
     fn dtype(&self) -> DType {

@@ -4,7 +4,7 @@ use burn::tensor::DType;
 
 use super::data::Documents::{One, Packed, Ragged};
 use super::subjects::{Attention, Conv, CrossEntropy, EmbeddingBackward, Linear, Norm, ResidualNorm, RunningSum, Scan, Ssd};
-use super::{Case, Size};
+use super::{Case, Shape, Size};
 use crate::KernelBackend;
 
 /// Names that `--op` takes.
@@ -33,6 +33,19 @@ pub(super) fn cases<B: KernelBackend>(size: Size, dtype: DType) -> Vec<Box<dyn C
         Size::Quick => table.quick(),
         Size::Cpu => table.cpu(),
         Size::Gpu => table.gpu(),
+    }
+    table.rows
+}
+
+/// The cases of shapes that were asked for.
+pub(super) fn chosen<B: KernelBackend>(shapes: &[Shape], dtype: DType) -> Vec<Box<dyn Case<B>>> {
+    let mut table = Table { rows: Vec::new(), dtype };
+    for shape in shapes {
+        match *shape {
+            Shape::Ssd { b, l, h, p, n } => table.add([table.ssd(b, l, h, p, 1, n)]),
+            Shape::SelectiveScan { b, l, e, n } => table.add([Scan { n, ..table.scan(b, l, e) }]),
+            Shape::Attention { b, l, h, p } => table.add([table.attention(b, l, h, p)]),
+        }
     }
     table.rows
 }

@@ -8,16 +8,13 @@ use std::time::Instant;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use terrarium::burn::tensor::backend::Backend;
-use terrarium::burn::tensor::{DType, Int, Tensor, TensorData};
+use terrarium::burn::tensor::{Int, Tensor, TensorData};
+use terrarium::eval::timing::{Part, RandomIds, Training};
 use terrarium::kernels::backend::{BackendTask, with_backend};
 use terrarium::kernels::{KernelBackend, TrainBackend};
 use terrarium::models::{Cache, Decoder, Layout};
 use terrarium::runtime::Precision;
-use terrarium::train::TrainConfig;
 use terrarium::train::data::{Batch, IGNORED};
-use terrarium::train::gradients::{Gradients, Norm, clip_factor};
-use terrarium::train::loss;
-use terrarium::train::optim::{AdamW, AdamWConfig};
 
 use crate::args::{ComputeArgs, DtypeArgs, TokenizerArgs};
 use crate::console::Console;
@@ -93,9 +90,9 @@ pub fn run(arguments: &Arguments, console: &Console) -> Result<(), Failure> {
     interrupt::immediate();
     match &arguments.what {
         Some(What::Ops(arguments)) => return ops::run(arguments, console),
-        Some(What::Train(arguments)) => return model::run(model::Part::Train, arguments, console),
-        Some(What::Prefill(arguments)) => return model::run(model::Part::Prefill, arguments, console),
-        Some(What::Decode(arguments)) => return model::run(model::Part::Decode, arguments, console),
+        Some(What::Train(arguments)) => return model::run(Part::Train, arguments, console),
+        Some(What::Prefill(arguments)) => return model::run(Part::Prefill, arguments, console),
+        Some(What::Decode(arguments)) => return model::run(Part::Decode, arguments, console),
         None => {}
     }
     load_model::prepare(&arguments.compute)?;
@@ -135,7 +132,7 @@ impl BackendTask for Task<'_> {
         let hub = &arguments.model.hub;
         let loaded = load_model::load::<B::InnerBackend>(source, arguments.dtype.dtype.into(), hub, console, device)?;
         load_model::require_fused::<B::InnerBackend>(&loaded.config, loaded.dtype)?;
-        let mut ids = RandomIds { state: arguments.seed, vocab: loaded.config.vocab_size };
+        let mut ids = RandomIds::new(arguments.seed, loaded.config.vocab_size);
         if new_tokens > 0 {
             let prompt = ids.take(prompt_tokens.max(1));
             let decode = || decode(&loaded.model, &prompt, new_tokens, device);
@@ -153,7 +150,7 @@ impl BackendTask for Task<'_> {
             drop(loaded);
             let loaded = load_model::load::<B>(source, Precision::F32, hub, console, device)?;
             let batch = batch(ids.take(train_tokens));
-            let mut training = Training::<B> { model: Some(loaded.model), optim: AdamW::new(AdamWConfig::new(&TrainConfig::default())) };
+            let mut training = Training::<B>::new(loaded.model);
             report.train_step_ms = repeat(repeats, || training.step(&batch, device));
         }
         Ok(report)
@@ -209,49 +206,4 @@ fn batch(ids: Vec<i32>) -> Batch {
     let length = ids.len();
     let labels = ids.iter().skip(1).copied().chain([IGNORED]).collect();
     Batch { rows: 1, length, ids, labels, documents: vec![0; length] }
-}
-
-/// A model in training; it is absent only while a step changes it.
-struct Training<B: TrainBackend> {
-    model: Option<Decoder<B>>,
-    optim: AdamW<B::InnerBackend>,
-}
-
-impl<B: TrainBackend> Training<B> {
-    /// Forward, loss, backward, clip, AdamW; in milliseconds.
-    fn step(&mut self, batch: &Batch, device: &B::Device) -> f64 {
-        let Some(model) = self.model.take() else { return f64::NAN };
-        let start = Instant::now();
-        let mut grads = Gradients::default();
-        let loss = loss::backward(&model, batch, 1.0 / batch.labelled().max(1) as f64, &mut grads, device);
-        let factor = match grads.norm() {
-            Norm::Finite(norm) => clip_factor(norm, 1.0),
-            Norm::NotFinite(_) => 0.0,
-        };
-        let model = self.optim.step(model, grads, 1e-5, factor);
-        // Reading results waits for the device.
-        let _ = (loss.into_data(), model.norm_f.weight.val().cast(DType::F32).into_data());
-        self.model = Some(model);
-        milliseconds(start)
-    }
-}
-
-/// Ids of no meaning, the same for a seed everywhere (splitmix64).
-struct RandomIds {
-    state: u64,
-    vocab: usize,
-}
-
-impl RandomIds {
-    fn take(&mut self, n: usize) -> Vec<i32> {
-        (0..n).map(|_| self.next()).collect()
-    }
-
-    fn next(&mut self) -> i32 {
-        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) % self.vocab.max(1) as u64) as i32
-    }
 }

@@ -9,6 +9,7 @@ mod mqar;
 mod phonebook;
 mod recipe;
 mod report;
+mod speed;
 mod stats;
 mod sweep;
 mod text;
@@ -33,6 +34,7 @@ pub use mqar::{Mqar, MqarTask};
 pub use phonebook::{Phonebook, PhonebookTask, Variant};
 pub use recipe::{Recipe, recipe_names};
 pub use report::{Check, Report, Table, Verdict};
+pub use speed::{Operations, Speed, Timed, Timings};
 pub use sweep::Models;
 pub use text::{LayerMix, ModelSize, Scaling, TextTask};
 
@@ -231,6 +233,7 @@ pub fn run(options: &Options, watch: &mut dyn Watch) -> Result<Outcome, EvalErro
         Recipe::Phonebook(experiment) => launch(experiment, options, watch),
         Recipe::LayerMix(experiment) => launch(experiment, options, watch),
         Recipe::Scaling(experiment) => launch(experiment, options, watch),
+        Recipe::Speed(experiment) => launch(experiment, options, watch),
     }
 }
 

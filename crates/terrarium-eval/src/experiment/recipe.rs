@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Copying, Experiment, LayerMix, Mqar, Phonebook, Scaling};
+use super::{Copying, Experiment, LayerMix, Mqar, Phonebook, Scaling, Speed};
 use crate::EvalError;
 
 /// What to run. In JSON the key `experiment` says which one; unknown keys are mistakes.
@@ -22,6 +22,8 @@ pub enum Recipe {
     LayerMix(LayerMix),
     /// Loss against compute.
     Scaling(Scaling),
+    /// Times of operations and whole models.
+    Speed(Speed),
 }
 
 /// Name, recipe and small recipe of an experiment that comes along.
@@ -35,7 +37,8 @@ macro_rules! recipe {
     };
 }
 
-const RECIPES: [(&str, &str, &str); 5] = [recipe!("mqar"), recipe!("copy"), recipe!("phonebook"), recipe!("layer-mix"), recipe!("scaling")];
+const RECIPES: [(&str, &str, &str); 6] =
+    [recipe!("mqar"), recipe!("copy"), recipe!("phonebook"), recipe!("layer-mix"), recipe!("scaling"), recipe!("speed")];
 
 /// Experiments that come along.
 pub fn recipe_names() -> Vec<&'static str> {
@@ -81,6 +84,7 @@ impl Recipe {
             Self::Phonebook(experiment) => complete(experiment),
             Self::LayerMix(experiment) => complete(experiment),
             Self::Scaling(experiment) => complete(experiment),
+            Self::Speed(experiment) => complete(experiment),
         }
     }
 

@@ -52,6 +52,10 @@ pub(super) trait Subject<B: KernelBackend> {
     fn kernel(&self) -> Op;
     /// Shape and variant, the same text for every implementation.
     fn shape(&self) -> String;
+    /// What [`KernelBackend::takes`] asks for; nothing where kernels take all sizes.
+    fn sizes(&self) -> Vec<usize> {
+        Vec::new()
+    }
     /// Type of activations.
     fn dtype(&self) -> DType;
     fn cost(&self) -> Cost;

@@ -54,6 +54,10 @@ impl<B: KernelBackend> Subject<B> for Scan {
         format!("b={b} l={l} e={e} n={n}{gate}{state}{}", self.documents.suffix())
     }
 
+    fn sizes(&self) -> Vec<usize> {
+        vec![self.b, self.l, self.e, self.n]
+    }
+
     fn dtype(&self) -> DType {
         self.dtype
     }

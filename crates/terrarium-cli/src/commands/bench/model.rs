@@ -1,38 +1,19 @@
 //! `terrarium bench train`, `bench prefill` and `bench decode`: whole models of a preset's shape, with random weights.
 
-use std::time::Instant;
-
 use clap::Args;
 use serde::Serialize;
-use terrarium::burn::tensor::{DType, Tensor, TensorData};
+use terrarium::burn::tensor::DType;
+use terrarium::eval::timing::{Load, Part, Timed, time_model};
+use terrarium::kernels::TrainBackend;
 use terrarium::kernels::backend::{BackendTask, with_backend};
-use terrarium::kernels::{KernelBackend, TrainBackend};
-use terrarium::models::init::RandomSource;
-use terrarium::models::params::{ParamSource, ParamSpec};
+use terrarium::models::DecoderConfig;
 use terrarium::models::presets::preset;
-use terrarium::models::{Decoder, DecoderConfig, Layout};
-use terrarium::runtime::generate::Decoding;
-use terrarium::train::TrainConfig;
 use terrarium::train::config::{Compute, near_presets};
-use terrarium::train::data::{Batch, IGNORED};
-use terrarium::train::optim::{AdamW, AdamWConfig};
 
-use super::{RandomIds, Training};
 use crate::args::{ComputeArgs, Dtype, DtypeArgs};
 use crate::console::Console;
 use crate::failure::Failure;
 use crate::{interrupt, model, output};
-
-/// What is timed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Part {
-    /// Forward, loss, backward, clipping, AdamW.
-    Train,
-    /// Reading prompts.
-    Prefill,
-    /// Greedy steps.
-    Decode,
-}
 
 /// Time a whole model with random weights.
 ///
@@ -142,41 +123,8 @@ impl BackendTask for Task<'_> {
             return Err(Failure::usage(format!("{} has no {dtype:?}: use --dtype f32", B::name(device))));
         }
         console.note(format_args!("making {} with random weights", arguments.preset));
-        let mut source = Tiled(RandomSource::new(seed));
-        let mut ids = RandomIds { state: seed, vocab: config.vocab_size };
-        let times = |mut run: Box<dyn FnMut() -> f64 + '_>| {
-            let mut times: Vec<f64> = (0..repeats + 2).map(|_| run()).skip(2).collect();
-            times.sort_by(f64::total_cmp);
-            times
-        };
-        let mut recorded = None;
-        let (name, count, flop, ms) = match part {
-            Part::Train => {
-                let model = Decoder::<B>::build(config, &mut source, DType::F32, device);
-                let model = if dtype == DType::F32 { model } else { model.computing_in(dtype) };
-                let rows = rows(&mut ids, batch, tokens);
-                let mut training = Training { model: Some(model), optim: AdamW::new(AdamWConfig::new(&TrainConfig::default())) };
-                ("training step", batch * tokens, 6.0, times(Box::new(|| training.step(&rows, device))))
-            }
-            Part::Prefill => {
-                let model = Decoder::<B::InnerBackend>::build(config, &mut source, dtype, device);
-                let prompt = ids.take(batch * tokens);
-                ("prefill", batch * tokens, 2.0, times(Box::new(|| prefill(&model, &prompt, [batch, tokens], device))))
-            }
-            Part::Decode => {
-                let model = Decoder::<B::InnerBackend>::build(config, &mut source, dtype, device);
-                let prompt = ids.take(batch * tokens);
-                ("decoding step", batch, 2.0, {
-                    let mut decoding = warm(&model, &prompt, [batch, tokens], config.vocab_size, device)?;
-                    let mut run = || decode(&mut decoding, new_tokens);
-                    let times: Result<Vec<f64>, _> = (0..repeats + 2).map(|_| run()).collect();
-                    let mut times = times?.split_off(2);
-                    times.sort_by(f64::total_cmp);
-                    recorded = decoding.recorded();
-                    times
-                })
-            }
-        };
+        let load = Load { part, batch, tokens, new_tokens, repeats, seed };
+        let Timed { name, count, flop, ms, recorded } = time_model::<B>(config, &load, dtype, device)?;
         let median = ms[ms.len() / 2];
         let parameters = config.parameters();
         Ok(Report {
@@ -193,75 +141,5 @@ impl BackendTask for Task<'_> {
             tflops: flop * parameters as f64 * count as f64 / median / 1e9,
             ms,
         })
-    }
-}
-
-/// Rows in which every token but the first is predicted.
-fn rows(ids: &mut RandomIds, rows: usize, length: usize) -> Batch {
-    let ids = ids.take(rows * length);
-    let labels = ids.chunks(length).flat_map(|row| row[1..].iter().copied().chain([IGNORED])).collect();
-    Batch { rows, length, ids, labels, documents: vec![0; rows * length] }
-}
-
-/// Milliseconds until the logits after the last token of each row are there.
-fn prefill<B: KernelBackend>(model: &Decoder<B>, ids: &[i32], [b, l]: [usize; 2], device: &B::Device) -> f64 {
-    let start = Instant::now();
-    let ids = Tensor::from_data(TensorData::new(ids.to_vec(), [b, l]), device);
-    let (hidden, _) = model.hidden(ids, None, &Layout::full(b, l));
-    newest(model, hidden).into_data();
-    start.elapsed().as_secs_f64() * 1e3
-}
-
-/// Likeliest ids after the last token, `[b, 1]`.
-fn newest<B: KernelBackend>(model: &Decoder<B>, hidden: Tensor<B, 3>) -> Tensor<B, 2, terrarium::burn::tensor::Int> {
-    let [b, l, d] = hidden.dims();
-    model.logits(hidden.slice([0..b, l - 1..l]).reshape([b, d])).argmax(1)
-}
-
-/// Rows that have read their prompts and a few tokens more.
-fn warm<B: KernelBackend>(
-    model: &Decoder<B>,
-    ids: &[i32],
-    [b, l]: [usize; 2],
-    vocab: usize,
-    device: &B::Device,
-) -> Result<Decoding<B>, Failure> {
-    let tensor = Tensor::from_data(TensorData::new(ids.to_vec(), [b, l]), device);
-    let (_, cache) = model.hidden(tensor, None, &Layout::full(b, l));
-    let mut decoding = Decoding::new(model, cache, vocab, device).choosing();
-    decoding.read(&ids[..b].iter().map(|&id| id as u32).collect::<Vec<_>>())?;
-    for _ in 0..3 {
-        decoding.advance()?;
-    }
-    decoding.likeliest()?;
-    Ok(decoding)
-}
-
-/// Milliseconds of a greedy step whose token stays on the device.
-fn decode<B: KernelBackend>(decoding: &mut Decoding<B>, n: usize) -> Result<f64, Failure> {
-    let start = Instant::now();
-    for _ in 0..n {
-        decoding.advance()?;
-    }
-    decoding.likeliest()?;
-    Ok(start.elapsed().as_secs_f64() * 1e3 / n as f64)
-}
-
-/// Random values, of which large tensors repeat the first: billions of them would take minutes to draw.
-struct Tiled(RandomSource);
-
-impl ParamSource for Tiled {
-    fn param(&mut self, spec: &ParamSpec) -> TensorData {
-        const DRAWN: usize = 1 << 20;
-        let n = spec.len();
-        if n <= DRAWN {
-            return self.0.param(spec);
-        }
-        let drawn = self.0.param(&ParamSpec { shape: vec![DRAWN], ..spec.clone() });
-        let drawn: Vec<f32> = drawn.iter::<f32>().collect();
-        // Not a whole number of rows, so that rows differ.
-        let drawn = &drawn[..DRAWN - 3];
-        let values: Vec<f32> = drawn.iter().copied().cycle().take(n).collect();
-        TensorData::new(values, spec.shape.clone())
     }
 }

@@ -61,6 +61,7 @@ enum Shapes {
 pub fn run(arguments: &Arguments, console: &Console) -> Result<(), Failure> {
     model::prepare(&arguments.compute)?;
     let options = Options {
+        shapes: Vec::new(),
         ops: arguments.op.clone(),
         case: arguments.case.clone(),
         size: arguments.size.map(|size| match size {

@@ -1,0 +1,425 @@
+//! Times of single operations over lengths and states, and of whole models of equal size.
+
+use burn::tensor::DType;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+use terrarium_kernels::TrainBackend;
+use terrarium_kernels::measure::{self, Shape, Size};
+use terrarium_models::DecoderConfig;
+use terrarium_train::config::Compute;
+use terrarium_train::plot::{Figure, Panel, Scale, Series};
+
+use super::arch::Architecture;
+use super::report::{Check, Report, Table, Verdict};
+use super::stats::short;
+use super::{CellName, Experiment, Running};
+use crate::EvalError;
+use crate::timing::{Load, Part, time_model};
+
+/// The experiment.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Speed {
+    /// Single operations.
+    pub operations: Operations,
+    /// Whole models.
+    pub models: Timings,
+}
+
+/// The scans of Mamba-2 and Mamba, and attention, of equal inner width.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Operations {
+    /// Heads.
+    pub heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Tokens of a call: as many rows of one length as make these.
+    pub tokens: usize,
+    /// Lengths of rows, for all three.
+    pub lengths: Vec<usize>,
+    /// State width of both scans over the lengths.
+    pub state: usize,
+    /// State widths, for both scans.
+    pub states: Vec<usize>,
+    /// Length of rows over the states.
+    pub length: usize,
+    /// Compare with float64 before timing.
+    #[serde(default = "yes")]
+    pub check: bool,
+    /// A few milliseconds per case.
+    #[serde(default)]
+    pub quick: bool,
+}
+
+/// Models of equal size, by their layers and width.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Timings {
+    /// What is compared.
+    pub architectures: Vec<Architecture>,
+    /// Model width.
+    pub width: usize,
+    /// Layers.
+    pub layers: usize,
+    /// Tokens of vocabulary.
+    pub vocab_size: usize,
+    /// Tokens of a training step or of prompts: as many rows of one length as make these.
+    pub tokens: usize,
+    /// Lengths of rows.
+    pub lengths: Vec<usize>,
+    /// Rows when decoding.
+    pub decode_rows: usize,
+    /// Tokens decoded behind each length.
+    pub new_tokens: usize,
+    /// How often each part is timed.
+    pub repeats: usize,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// What is timed.
+#[derive(Debug, Clone)]
+#[allow(clippy::large_enum_variant, reason = "there are a few dozen")]
+pub(crate) enum Cell {
+    Operation { shape: Shape, over_states: bool },
+    Model { architecture: Architecture, config: DecoderConfig, index: usize, part: Part, length: usize },
+}
+
+/// What it took.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Timed {
+    /// Milliseconds of a call forward, or of a step.
+    pub ms: Option<f64>,
+    /// Milliseconds of a call forward and backward.
+    pub both_ms: Option<f64>,
+    /// Of a whole model.
+    pub tokens_per_s: Option<f64>,
+    /// What ran.
+    pub path: String,
+    /// Why something is missing.
+    pub note: Option<String>,
+}
+
+const OPERATIONS: [&str; 3] = ["SSD (Mamba-2)", "selective scan (Mamba)", "attention"];
+
+/// Which of [`OPERATIONS`], length, state.
+fn facts(shape: Shape) -> (usize, usize, Option<usize>) {
+    match shape {
+        Shape::Ssd { l, n, .. } => (0, l, Some(n)),
+        Shape::SelectiveScan { l, n, .. } => (1, l, Some(n)),
+        Shape::Attention { l, .. } => (2, l, None),
+    }
+}
+
+fn word(part: Part) -> &'static str {
+    match part {
+        Part::Train => "train",
+        Part::Prefill => "prefill",
+        Part::Decode => "decode",
+    }
+}
+
+impl Operations {
+    fn cells(&self) -> Vec<Cell> {
+        let Self { heads: h, head_dim: p, tokens, state, .. } = *self;
+        let rows = |l: usize| (tokens / l).max(1);
+        let scans = |l: usize, n: usize| [Shape::Ssd { b: rows(l), l, h, p, n }, Shape::SelectiveScan { b: rows(l), l, e: h * p, n }];
+        let lengths = self.lengths.iter().flat_map(|&l| {
+            let attention = Shape::Attention { b: rows(l), l, h, p };
+            scans(l, state).into_iter().chain([attention]).map(|shape| Cell::Operation { shape, over_states: false })
+        });
+        let states = self.states.iter().flat_map(|&n| scans(self.length, n).map(|shape| Cell::Operation { shape, over_states: true }));
+        lengths.chain(states).collect()
+    }
+}
+
+impl Experiment for Speed {
+    type Cell = Cell;
+    type Found = Timed;
+
+    fn check(&self) -> Result<(), EvalError> {
+        let Operations { heads, head_dim, tokens, lengths, state, states, length, .. } = &self.operations;
+        let zero = [*heads, *head_dim, *tokens, *state, *length].contains(&0) || lengths.contains(&0) || states.contains(&0);
+        if zero {
+            return Err(EvalError::value("operations", "sizes are at least 1"));
+        }
+        let Timings { tokens, lengths, decode_rows, new_tokens, repeats, vocab_size, .. } = &self.models;
+        if [*tokens, *decode_rows, *new_tokens, *repeats, *vocab_size].contains(&0) || lengths.contains(&0) {
+            return Err(EvalError::value("models", "sizes are at least 1"));
+        }
+        Ok(())
+    }
+
+    fn cells(&self) -> Result<Vec<Cell>, EvalError> {
+        let mut cells = self.operations.cells();
+        let Timings { architectures, width, layers, vocab_size, lengths, .. } = &self.models;
+        for length in lengths {
+            for part in [Part::Train, Part::Prefill, Part::Decode] {
+                for (index, architecture) in architectures.iter().enumerate() {
+                    let config = architecture.decoder(*width, *layers, *vocab_size)?;
+                    cells.push(Cell::Model { architecture: architecture.clone(), config, index, part, length: *length });
+                }
+            }
+        }
+        Ok(cells)
+    }
+
+    fn name(&self, cell: &Cell) -> CellName {
+        match cell {
+            Cell::Operation { shape, over_states } => {
+                let (op, l, n) = facts(*shape);
+                let state = n.map_or(String::new(), |n| format!(" N={n}"));
+                CellName {
+                    id: format!("op{op}-l{l}-n{}-{}", n.unwrap_or(0), if *over_states { "states" } else { "lengths" }),
+                    label: format!("{} L={l}{state}", OPERATIONS[op]),
+                }
+            }
+            Cell::Model { architecture, index, part, length, .. } => CellName {
+                id: format!("model{index}-{}-l{length}", word(*part)),
+                label: format!("{} {} L={length}", architecture.name, word(*part)),
+            },
+        }
+    }
+
+    fn seconds(&self, cell: &Cell, gpu: bool) -> f64 {
+        match cell {
+            Cell::Operation { .. } if self.operations.quick => 0.2,
+            Cell::Operation { .. } if gpu => 6.0,
+            Cell::Operation { .. } => 10.0,
+            Cell::Model { config, part, length, .. } => {
+                let steps = (self.models.repeats + 2) as f64;
+                let tokens = match part {
+                    Part::Decode => (self.models.decode_rows * (length + self.models.new_tokens)) as f64,
+                    _ => self.models.tokens.max(*length) as f64,
+                };
+                let flop = 6.0 * config.parameters() as f64 * tokens;
+                let launches = if *part == Part::Decode { self.models.new_tokens as f64 } else { 1.0 } * 1e-3 * config.layers.len() as f64;
+                if gpu { 2.0 + steps * (flop / 1e14 + launches) } else { steps * flop / 2e10 }
+            }
+        }
+    }
+
+    fn run<B: TrainBackend>(&self, cell: &Cell, running: &mut Running<'_>, device: &B::Device) -> Result<Option<Timed>, EvalError> {
+        let found = match cell {
+            Cell::Operation { shape, .. } => self.operations.time::<B>(*shape, device)?,
+            Cell::Model { config, part, length, .. } => self.models.time::<B>(config, *part, *length, device)?,
+        };
+        running.log.line(&serde_json::to_value(&found).unwrap_or_default());
+        Ok(Some(found))
+    }
+
+    fn words(&self, found: &Timed) -> String {
+        let mut words: Vec<String> = Vec::new();
+        words.extend(found.ms.map(|ms| format!("{ms:.3} ms")));
+        words.extend(found.both_ms.map(|ms| format!("with backward {ms:.3} ms")));
+        words.extend(found.tokens_per_s.map(|speed| format!("{} tokens/s", short(speed))));
+        words.extend(found.note.clone());
+        words.join(", ")
+    }
+
+    fn report(&self, found: &[(Cell, Timed)]) -> Report {
+        let Operations { tokens, heads, head_dim, state, length, .. } = self.operations;
+        let notes = vec![
+            format!(
+                "Operations: {tokens} tokens in rows of each length, {heads} heads of {head_dim}; over lengths both scans have states of {state}, over states rows of {length}. Medians; calls follow one another without waiting."
+            ),
+            format!(
+                "Models: {} layers of width {}; a training step and prompts of {} tokens in rows of each length; decoding {} rows behind each length. The time of decoding is that of one step.",
+                self.models.layers, self.models.width, self.models.tokens, self.models.decode_rows
+            ),
+        ];
+        Report {
+            title: "Speed of scans, attention and whole models".into(),
+            source: "Mamba-2, arXiv 2405.21060, figure 10; 8B study, arXiv 2406.07887".into(),
+            claim: "The SSD scan is 2 to 8 times as fast as Mamba's, faster than attention from 2K tokens on, and hardly slower with larger states.".into(),
+            table: table(found),
+            figure: Figure { title: "Speed of scans, attention and whole models".into(), panels: self.panels(found) },
+            verdict: self.verdict(found),
+            notes,
+            cells: found.iter().map(|(cell, timed)| row(cell, timed)).collect(),
+        }
+    }
+}
+
+impl Operations {
+    fn time<B: TrainBackend>(&self, shape: Shape, device: &B::Device) -> Result<Timed, EvalError> {
+        let options = measure::Options {
+            shapes: vec![shape],
+            size: self.quick.then_some(Size::Quick),
+            no_check: !self.check,
+            ..measure::Options::default()
+        };
+        let mut timed = Timed::default();
+        measure::run::<B>(device, &options, |event| {
+            if let measure::Event::Row(row) = event {
+                timed = Timed {
+                    ms: row.forward.as_ref().map(|speed| speed.timing.ms),
+                    both_ms: row.both.as_ref().map(|speed| speed.timing.ms),
+                    tokens_per_s: None,
+                    path: row.path.to_string(),
+                    note: row.note.clone(),
+                };
+            }
+        })
+        .map_err(|error| EvalError::value("operations", error.to_string()))?;
+        Ok(timed)
+    }
+}
+
+impl Timings {
+    fn time<B: TrainBackend>(&self, config: &DecoderConfig, part: Part, length: usize, device: &B::Device) -> Result<Timed, EvalError> {
+        let dtype = Compute::Auto.on::<B>(device).unwrap_or(DType::F32);
+        let batch = if part == Part::Decode { self.decode_rows } else { (self.tokens / length).max(1) };
+        let load = Load { part, batch, tokens: length, new_tokens: self.new_tokens, repeats: self.repeats, seed: 0 };
+        let timed = time_model::<B>(config, &load, dtype, device)?;
+        let ms = timed.ms.get(timed.ms.len() / 2).copied();
+        Ok(Timed {
+            ms,
+            both_ms: None,
+            tokens_per_s: ms.map(|ms| timed.count as f64 / ms * 1e3),
+            path: format!("{dtype:?}").to_lowercase(),
+            note: None,
+        })
+    }
+}
+
+fn table(found: &[(Cell, Timed)]) -> Table {
+    let columns = ["what", "length", "state", "ms", "ms with backward", "tokens/s", "path"].map(String::from).to_vec();
+    let number = |value: Option<f64>| value.map_or("-".to_string(), |value| format!("{value:.3}"));
+    let rows = found.iter().map(|(cell, timed)| {
+        let (what, length, state) = match cell {
+            Cell::Operation { shape, .. } => {
+                let (op, l, n) = facts(*shape);
+                (OPERATIONS[op].to_string(), l, n)
+            }
+            Cell::Model { architecture, part, length, .. } => (format!("{} {}", architecture.name, word(*part)), *length, None),
+        };
+        let path = timed.note.clone().unwrap_or_else(|| timed.path.clone());
+        let state = state.map_or("-".to_string(), |n| n.to_string());
+        let speed = timed.tokens_per_s.map_or("-".to_string(), short);
+        vec![what, length.to_string(), state, number(timed.ms), number(timed.both_ms), speed, path]
+    });
+    Table { columns, rows: rows.collect() }
+}
+
+fn row(cell: &Cell, timed: &Timed) -> Map<String, Value> {
+    let (what, part, length, state, parameters) = match cell {
+        Cell::Operation { shape, .. } => {
+            let (op, l, n) = facts(*shape);
+            (OPERATIONS[op].to_string(), "operation", l, n, None)
+        }
+        Cell::Model { architecture, config, part, length, .. } => {
+            (architecture.name.clone(), word(*part), *length, architecture.state(), Some(config.parameters()))
+        }
+    };
+    let value = json!({ "what": what, "part": part, "length": length, "state": state, "parameters": parameters, "ms": timed.ms,
+                        "ms_with_backward": timed.both_ms, "tokens_per_s": timed.tokens_per_s, "path": timed.path, "note": timed.note });
+    match value {
+        Value::Object(row) => row,
+        _ => Map::new(),
+    }
+}
+
+/// Forward and backward where both were timed.
+fn whole(timed: &Timed) -> Option<f64> {
+    timed.both_ms.or(timed.ms)
+}
+
+impl Speed {
+    /// Times of an operation over lengths, or over states.
+    fn times(&self, found: &[(Cell, Timed)], op: usize, states: bool) -> Vec<(f64, f64)> {
+        let point = |(cell, timed): &(Cell, Timed)| match cell {
+            Cell::Operation { shape, over_states } if *over_states == states => {
+                let (found, l, n) = facts(*shape);
+                let x = if states { n.unwrap_or(0) } else { l };
+                (found == op).then_some((x as f64, whole(timed)?))
+            }
+            _ => None,
+        };
+        found.iter().filter_map(point).collect()
+    }
+
+    fn panels(&self, found: &[(Cell, Timed)]) -> Vec<Panel> {
+        let operations = |states: bool, title: &str, x: &str| Panel {
+            title: title.into(),
+            x: x.into(),
+            x_scale: Scale::Log2,
+            y_scale: Scale::Log10,
+            series: (0..OPERATIONS.len())
+                .map(|op| Series {
+                    name: OPERATIONS[op].into(),
+                    points: self.times(found, op, states).into_iter().map(|(x, y)| (x, y, 0.0)).collect(),
+                    fit: false,
+                })
+                .filter(|series| !series.points.is_empty())
+                .collect(),
+            ..Panel::default()
+        };
+        let models = |wanted: Part, title: &str| {
+            let series = |(at, architecture): (usize, &Architecture)| {
+                let point = |(cell, timed): &(Cell, Timed)| match cell {
+                    Cell::Model { index, part, length, .. } if *index == at && *part == wanted => {
+                        Some((*length as f64, timed.tokens_per_s?, 0.0))
+                    }
+                    _ => None,
+                };
+                Series { name: architecture.name.clone(), points: found.iter().filter_map(point).collect(), fit: false }
+            };
+            Panel {
+                title: title.into(),
+                x: "Tokens of a row".into(),
+                x_scale: Scale::Log2,
+                y_scale: Scale::Log10,
+                series: self.models.architectures.iter().enumerate().map(series).collect(),
+                ..Panel::default()
+            }
+        };
+        vec![
+            operations(false, "Operations, forward and backward (ms)", "Tokens of a row"),
+            operations(true, "Operations, forward and backward (ms)", "State width"),
+            models(Part::Train, "Training (tokens/s)"),
+            models(Part::Decode, "Decoding (tokens/s)"),
+        ]
+    }
+
+    fn verdict(&self, found: &[(Cell, Timed)]) -> Verdict {
+        let [ssd, scan, attention] = [0, 1, 2].map(|op| self.times(found, op, false));
+        // Times of the second over those of the first, at equal lengths.
+        let ratios = |a: &[(f64, f64)], b: &[(f64, f64)], from: f64| -> Vec<(f64, f64)> {
+            let both = a.iter().filter(|(l, _)| *l >= from);
+            both.filter_map(|(l, x)| b.iter().find(|(other, _)| other == l).map(|(_, y)| (*l, y / x))).collect()
+        };
+        let text = |ratios: &[(f64, f64)]| ratios.iter().map(|(l, r)| format!("{r:.1} at {l:.0}")).collect::<Vec<_>>().join(", ");
+        let missing = |claim: &str| Check::absent(claim, "not timed");
+        let twice = "SSD is at least twice as fast as Mamba's scan from 2K tokens on";
+        let over_scan = ratios(&ssd, &scan, 2048.0);
+        let first = match over_scan.as_slice() {
+            [] => missing(twice),
+            all => Check::measured(twice, all.iter().all(|(_, ratio)| *ratio >= 2.0), format!("times as fast: {}", text(all))),
+        };
+        let beats = "SSD is faster than attention from 2K tokens on";
+        let over_attention = ratios(&ssd, &attention, 2048.0);
+        let second = match over_attention.as_slice() {
+            [] => missing(beats),
+            all => Check::measured(beats, all.iter().all(|(_, ratio)| *ratio > 1.0), format!("times as fast: {}", text(all))),
+        };
+        let flat = "with its state SSD slows down less than Mamba's scan";
+        let growth = |times: &[(f64, f64)]| {
+            let (first, last) = (times.first()?, times.last()?);
+            (last.0 > first.0).then_some((last.0 / first.0, last.1 / first.1))
+        };
+        let third = match (growth(&self.times(found, 0, true)), growth(&self.times(found, 1, true))) {
+            (Some((states, ssd)), Some((other, scan))) => {
+                // Per doubling of the state: one of them may not run at the largest.
+                let rate = |states: f64, times: f64| times.powf(1.0 / states.log2());
+                let (a, b) = (rate(states, ssd), rate(other, scan));
+                Check::measured(flat, a < b, format!("per doubling: SSD {a:.2} times, scan {b:.2} times"))
+            }
+            _ => missing(flat),
+        };
+        Verdict { checks: vec![first, second, third] }
+    }
+}
