@@ -8,7 +8,7 @@ use terrarium::kernels::KernelChoice;
 use terrarium::kernels::backend::DeviceSpec;
 use terrarium::runtime::{HubOptions, Precision};
 
-use crate::commands::{bench, doctor, download, experiment, export, finetune, generate, inspect, merge, models, plot, score, train};
+use crate::commands::{bench, doctor, download, eval, experiment, export, finetune, generate, inspect, merge, models, plot, score, train};
 
 /// A portable zoo of language models: Transformer, Mamba, Mamba-2 and hybrids.
 #[derive(Debug, Parser)]
@@ -44,6 +44,7 @@ pub enum Command {
     #[command(visible_alias = "convert")]
     Export(export::Arguments),
     Plot(plot::Arguments),
+    Eval(eval::Arguments),
     Experiment(experiment::Arguments),
     Doctor(doctor::Arguments),
     Bench(bench::Arguments),

@@ -4,7 +4,7 @@ use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use terrarium::eval::EvalError;
+use terrarium::eval::{EvalError, TaskError};
 use terrarium::kernels::backend::DeviceError;
 use terrarium::models::ConfigError;
 use terrarium::runtime;
@@ -104,7 +104,11 @@ impl Failure {
             }
             Self::Config(ConfigError::UnknownModelType { .. }) => "`terrarium inspect` reads the same families that `generate` runs",
             Self::Train(TrainError::Config(train::ConfigError::Toml(_))) => "`terrarium help train` shows an example",
-            Self::Runtime(runtime::Error::Tokenizer(runtime::TokenizerError::None)) => {
+            Self::Eval(EvalError::Task(TaskError::NoData { .. })) => {
+                "one document per line, in the fields of the data set on the hub; `terrarium help eval` names the files"
+            }
+            Self::Eval(EvalError::Task(TaskError::NoTokenizer))
+            | Self::Runtime(runtime::Error::Tokenizer(runtime::TokenizerError::None)) => {
                 "--tokenizer DIR|ORG/NAME takes one from elsewhere; the models of state-spaces were trained with EleutherAI/gpt-neox-20b"
             }
             Self::Train(TrainError::Data(train::data::DataError::NoTokenizer)) => {

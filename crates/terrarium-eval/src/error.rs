@@ -6,6 +6,8 @@ use terrarium_kernels::backend::DeviceError;
 use terrarium_models::ConfigError;
 use terrarium_train::TrainError;
 
+use crate::tasks::TaskError;
+
 /// Why an experiment could not start or go on. The text is for the user.
 #[derive(Debug, thiserror::Error)]
 pub enum EvalError {
@@ -48,13 +50,13 @@ pub enum EvalError {
         reason: String,
     },
     /// The output directory holds an experiment.
-    #[error("{dir} already holds an experiment; go on with --resume, or choose another --out", dir = dir.display())]
+    #[error("{dir} already holds results; go on with --resume, or choose another --out", dir = dir.display())]
     FolderTaken {
         /// The directory.
         dir: PathBuf,
     },
     /// The recipe differs from that of the directory.
-    #[error("cannot resume {dir}: the recipe changed in {keys}; choose another --out", dir = dir.display(), keys = keys.join(", "))]
+    #[error("cannot resume {dir}: what was asked for changed in {keys}; choose another --out", dir = dir.display(), keys = keys.join(", "))]
     RecipeChanged {
         /// The directory.
         dir: PathBuf,
@@ -87,6 +89,9 @@ pub enum EvalError {
         /// What is wrong with it.
         source: ConfigError,
     },
+    /// A standard task.
+    #[error(transparent)]
+    Task(#[from] TaskError),
     /// Drawing, or the optimiser's numbers.
     #[error(transparent)]
     Train(#[from] TrainError),
@@ -111,6 +116,7 @@ impl EvalError {
                 | Self::FolderTaken { .. }
                 | Self::RecipeChanged { .. }
                 | Self::Architecture { .. }
+                | Self::Task(TaskError::Unknown { .. } | TaskError::NoData { .. } | TaskError::Shots { .. })
         )
     }
 

@@ -1,4 +1,5 @@
-//! Claims of papers in miniature: small experiments, each from a recipe to a report.
+//! Claims of papers in miniature: small experiments, each from a recipe to a report. And the standard tasks, asked as
+//! lm-evaluation-harness asks them ([`tasks`]).
 //!
 //! A recipe (`examples/experiments/`) names architectures, sizes and seeds. Every combination is a *cell*: it is run alone, its
 //! result is a file, and the report is made of these files. So a run that was stopped goes on where it was. All architectures take
@@ -6,7 +7,9 @@
 
 pub mod error;
 pub mod experiment;
+pub mod tasks;
 pub mod timing;
 
 pub use error::EvalError;
 pub use experiment::{Event, Options, Outcome, Recipe, Summary, Watch, recipe_names, run};
+pub use tasks::{EvalOptions, EvalOutcome, TaskError, evaluate, task_names};

@@ -15,10 +15,13 @@ use crate::tokenizer::Tokenizer;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum ScoreInput {
-    /// Ids; all but the first are scored.
+    /// Ids; all but the first are scored, or those from a place on.
     Ids {
         /// The ids.
         ids: Vec<u32>,
+        /// Place of the first one that is scored; 0 counts as 1.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        from: Option<usize>,
     },
     /// Text after text; the tokens of `continuation` are scored.
     Text {
@@ -103,8 +106,8 @@ struct Job {
 
 fn prepare(row: usize, input: &ScoreInput, config: &DecoderConfig, tokenizer: Option<&Tokenizer>) -> Result<(Vec<u32>, usize)> {
     match input {
-        ScoreInput::Ids { ids } if ids.is_empty() => Err(InputError::Empty { row }.into()),
-        ScoreInput::Ids { ids } => Ok((ids.clone(), 1)),
+        ScoreInput::Ids { ids, .. } if ids.is_empty() => Err(InputError::Empty { row }.into()),
+        ScoreInput::Ids { ids, from } => Ok((ids.clone(), from.unwrap_or(1).clamp(1, ids.len()))),
         ScoreInput::Text { context, continuation } => {
             let tokenizer = tokenizer.ok_or(InputError::NoTokenizer { row })?;
             prepare_text(row, context, continuation, config, tokenizer)
@@ -245,7 +248,7 @@ mod tests {
     #[test]
     fn lines_parse_to_either_kind() {
         let ids: ScoreInput = serde_json::from_str(r#"{"ids": [1, 2]}"#).expect("ids");
-        assert_eq!(ids, ScoreInput::Ids { ids: vec![1, 2] });
+        assert_eq!(ids, ScoreInput::Ids { ids: vec![1, 2], from: None });
         let text: ScoreInput = serde_json::from_str(r#"{"context": "a", "continuation": "b"}"#).expect("text");
         assert_eq!(text, ScoreInput::Text { context: "a".into(), continuation: "b".into() });
     }

@@ -59,7 +59,8 @@ fn golden_text_of_a_real_checkpoint() {
     let tokenizer = tokenizer.expect("there is one");
     let prompt = prompt_ids(&tokenizer, &config, golden["prompt"].as_str().expect("text")).expect("encodes");
     assert_eq!(prompt, ids(&golden["prompt_ids"]));
-    let scored = score(&model, &config, None, &[ScoreInput::Ids { ids: prompt }], &ScoreOptions::default(), &device()).expect("scores");
+    let scored =
+        score(&model, &config, None, &[ScoreInput::Ids { ids: prompt, from: None }], &ScoreOptions::default(), &device()).expect("scores");
     let nll = golden["prompt_nll_sum"].as_f64().expect("a number");
     assert!((scored[0].sum + nll).abs() < 1e-3, "expected {}, found {}", -nll, scored[0].sum);
 }
@@ -169,8 +170,8 @@ fn inputs_that_cannot_be_are_refused() {
     let text = refuse(vec![1, 61]).to_string();
     assert!(text.contains("input 1: id 61 at position 1 is out of range: the model has 61 ids (0 to 60)"), "{text}");
     let scored = |input| score(&model, &config, None, &[input], &ScoreOptions::default(), &device()).expect_err("an error").to_string();
-    assert!(scored(ScoreInput::Ids { ids: vec![99] }).contains("out of range"));
-    assert!(scored(ScoreInput::Ids { ids: vec![] }).contains("empty"));
+    assert!(scored(ScoreInput::Ids { ids: vec![99], from: None }).contains("out of range"));
+    assert!(scored(ScoreInput::Ids { ids: vec![], from: None }).contains("empty"));
     assert!(scored(ScoreInput::Text { context: "a".into(), continuation: "b".into() }).contains("no tokenizer.json"));
     // An empty prompt starts from bos; without one there is nothing to start from.
     assert_eq!(
@@ -190,7 +191,7 @@ fn a_model_that_gives_nan_is_named_with_the_step() {
     let error = generate(&model, &config, None, &[vec![1]], &GenerateOptions::new(1), &device(), &mut |_| ControlFlow::Continue(()))
         .expect_err("NaN");
     assert!(error.to_string().contains("step 0: 61 of 61 logits are not finite"), "{error}");
-    let input = ScoreInput::Ids { ids: vec![1, 2] };
+    let input = ScoreInput::Ids { ids: vec![1, 2], from: None };
     assert!(score(&model, &config, None, &[input], &ScoreOptions::default(), &device()).is_err());
 }
 
@@ -205,14 +206,15 @@ fn close(a: &Score, b: &Score) {
 fn scores_do_not_depend_on_batches_and_slices() {
     for config in [HYBRID, LLAMA] {
         let (config, model) = random(config, 3);
-        let inputs: Vec<ScoreInput> = prompts(config.vocab_size as u32).into_iter().map(|ids| ScoreInput::Ids { ids }).collect();
+        let inputs: Vec<ScoreInput> =
+            prompts(config.vocab_size as u32).into_iter().map(|ids| ScoreInput::Ids { ids, from: None }).collect();
         let together = score(&model, &config, None, &inputs, &ScoreOptions { top: 3, batch_tokens: 2048 }, &device()).expect("scores");
         for batch_tokens in [1, 7, 64] {
             let other = score(&model, &config, None, &inputs, &ScoreOptions { top: 3, batch_tokens }, &device()).expect("scores");
             together.iter().zip(&other).for_each(|(a, b)| close(a, b));
         }
         for (input, found) in inputs.iter().zip(&together) {
-            let ScoreInput::Ids { ids } = input else { unreachable!() };
+            let ScoreInput::Ids { ids, .. } = input else { unreachable!() };
             assert_eq!(found.tokens, ids[1..]);
             assert!((found.sum - found.logprobs.iter().map(|x| f64::from(*x)).sum::<f64>()).abs() < 1e-9);
             let top = found.top.as_ref().expect("asked for");
@@ -231,7 +233,7 @@ fn greedy_text_scores_as_greedy() {
     let start = vec![1, 2, 3];
     let new = run(&model, &config, None, std::slice::from_ref(&start), &GenerateOptions::new(12)).rows.remove(0).ids;
     let ids = [start, new].concat();
-    let found = score(&model, &config, None, &[ScoreInput::Ids { ids }], &ScoreOptions::default(), &device()).expect("scores");
+    let found = score(&model, &config, None, &[ScoreInput::Ids { ids, from: None }], &ScoreOptions::default(), &device()).expect("scores");
     assert!(found[0].greedy[2..].iter().all(|g| *g), "{:?}", found[0].greedy);
 }
 
@@ -247,8 +249,9 @@ fn blanks_before_a_continuation_belong_to_it() {
     assert_eq!(a, b);
     let whole = tokenizer.encode("Once upon a time, there was a little girl", true).expect("encodes");
     assert_eq!(a.tokens, whole[whole.len() - a.tokens.len()..]);
-    let direct =
-        score(&model, &config, None, &[ScoreInput::Ids { ids: whole }], &ScoreOptions::default(), &device()).expect("scores").remove(0);
+    let direct = score(&model, &config, None, &[ScoreInput::Ids { ids: whole, from: None }], &ScoreOptions::default(), &device())
+        .expect("scores")
+        .remove(0);
     for (x, y) in a.logprobs.iter().rev().zip(direct.logprobs.iter().rev()) {
         assert!((x - y).abs() < 1e-5, "{x} {y}");
     }

@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod doctor;
 pub mod download;
+pub mod eval;
 pub mod experiment;
 pub mod export;
 pub mod finetune;
@@ -34,6 +35,7 @@ pub fn run(command: Command, console: &Console) -> Result<(), Failure> {
         Command::Merge(arguments) => merge::run(&arguments, console),
         Command::Export(arguments) => export::run(&arguments, console),
         Command::Plot(arguments) => plot::run(&arguments, console),
+        Command::Eval(arguments) => eval::run(&arguments, console),
         Command::Experiment(arguments) => experiment::run(&arguments, console),
         Command::Doctor(arguments) => doctor::run(&arguments, console),
         Command::Bench(arguments) => bench::run(&arguments, console),

@@ -8,4 +8,5 @@ mod hub_server;
 mod layouts;
 mod models;
 mod runs;
+mod tasks;
 mod terminal;

@@ -1,0 +1,77 @@
+//! Standard tasks: asked, stopped half-way, resumed.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use tempfile::TempDir;
+
+use crate::common::{run, text, tiny_model};
+
+/// A few documents of three tasks.
+fn data(dir: &Path) {
+    let (mut lambada, mut arc, mut shots) = (String::new(), String::new(), String::new());
+    for i in 0..40 {
+        writeln!(lambada, r#"{{"text": "The fox saw the sea on day {i}. It was cold, and the wind sang."}}"#).unwrap();
+        let document = format!(
+            r#"{{"question": "Who saw {i} bells?", "choices": {{"text": ["the fox", "an owl {i}"], "label": ["A", "B"]}}, "answerKey": "{}"}}"#,
+            ["A", "B"][i % 2]
+        );
+        writeln!(arc, "{document}").unwrap();
+        writeln!(shots, "{document}").unwrap();
+    }
+    std::fs::write(dir.join("lambada_openai.jsonl"), lambada).unwrap();
+    std::fs::write(dir.join("arc_easy.jsonl"), arc).unwrap();
+    std::fs::write(dir.join("arc_easy.train.jsonl"), shots).unwrap();
+    std::fs::create_dir_all(dir.join("mmlu/test")).unwrap();
+    std::fs::write(dir.join("mmlu/test/art_test.csv"), "question,choice0,choice1,choice2,choice3,answer\nWhy?,a,b,c,d,1\n").unwrap();
+}
+
+#[test]
+fn tasks_are_asked_and_go_on_where_they_stopped() {
+    let dir = TempDir::new().unwrap();
+    data(dir.path());
+    let model = text(tiny_model());
+    let (whole, parts) = (dir.path().join("whole"), dir.path().join("parts"));
+    let common =
+        ["eval", "--model", model, "--data", text(dir.path()), "--device", "cpu", "--json", "--tasks", "lambada_openai,arc_easy,mmlu"];
+    let asked = |out: &Path, more: &[&str]| run(&[&common[..], &["--out", text(out)], more].concat());
+    let results = asked(&whole, &[]).ok().json().remove(0);
+    let lambada = &results["results"]["lambada_openai"];
+    assert!(lambada["perplexity,none"].as_f64().unwrap() > 1.0 && lambada["acc,none"].as_f64().is_some(), "{results}");
+    assert!(results["results"]["arc_easy"]["acc_norm_stderr,none"].as_f64().is_some(), "{results}");
+    assert_eq!(results["n-samples"]["arc_easy"]["effective"], 40);
+    assert_eq!(results["group_subtasks"]["mmlu"][0], "mmlu_art");
+    assert!(results["groups"]["mmlu"]["acc,none"].as_f64().is_some());
+
+    // A part, a line cut short, and the rest.
+    asked(&parts, &["--limit", "7"]).ok();
+    let samples = parts.join("samples_arc_easy.jsonl");
+    let lines = std::fs::read_to_string(&samples).unwrap();
+    assert_eq!(lines.lines().count(), 7);
+    std::fs::write(&samples, format!("{lines}{{\"doc_id\": 7, \"tar")).unwrap();
+    asked(&parts, &[]).fails(2, &["--resume"]);
+    asked(&parts, &["--resume", "--max-length", "64"]).fails(2, &["max_length (null then, 64 now)"]);
+    let resumed = asked(&parts, &["--resume"]).ok().json().remove(0);
+    assert_eq!(std::fs::read_to_string(&samples).unwrap().lines().count(), 40);
+    for metric in ["acc,none", "acc_norm,none"] {
+        assert_eq!(resumed["results"]["arc_easy"][metric], results["results"]["arc_easy"][metric]);
+    }
+    let perplexity = |results: &serde_json::Value| results["results"]["lambada_openai"]["perplexity,none"].as_f64().unwrap();
+    assert!((perplexity(&resumed) / perplexity(&results) - 1.0).abs() < 1e-4, "{} and {}", perplexity(&resumed), perplexity(&results));
+    assert!(parts.join("results.json").exists());
+}
+
+#[test]
+fn examples_stand_before_questions_and_mistakes_are_named() {
+    let dir = TempDir::new().unwrap();
+    data(dir.path());
+    let common = ["eval", "--model", text(tiny_model()), "--data", text(dir.path()), "--device", "cpu"];
+    let asked = |more: &[&str]| run(&[&common[..], more].concat());
+    let ran = asked(&["--tasks", "arc_easy", "--num-fewshot", "2", "--limit", "4"]).ok();
+    assert!(ran.out.contains("arc_easy") && ran.out.contains("acc_norm") && ran.out.contains("    2 "), "{ran:#?}");
+    asked(&["--tasks", "nothing"]).fails(2, &["nothing", "hellaswag"]);
+    asked(&["--tasks", "piqa"]).fails(2, &["piqa.jsonl", "hint"]);
+    asked(&["--tasks", "mmlu", "--num-fewshot", "5"]).fails(2, &["5 examples", "there are 0"]);
+    std::fs::write(dir.path().join("winogrande.jsonl"), "{\"sentence\": \"no gap\"}\n").unwrap();
+    asked(&["--tasks", "winogrande"]).fails(1, &["winogrande.jsonl, document 1", "sentence"]);
+}
