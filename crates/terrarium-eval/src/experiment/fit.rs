@@ -172,45 +172,94 @@ fn steps_of<B: TrainBackend>(
     running: &mut Running<'_>,
     device: &B::Device,
 ) -> Result<Option<Learned>, EvalError> {
-    let Student { config, training, steps, lr, seed } = *student;
-    let mut model = Some(Decoder::<B>::init(config, seed, device));
-    let precision = training.precision.on::<B>(device);
-    if let Some(dtype) = precision {
-        if !B::supports_dtype(device, dtype) {
-            return Err(EvalError::value("training.precision", "this device has no bf16: use \"f32\" or \"auto\""));
-        }
-        model = model.map(|model| model.computing_in(dtype));
-    }
-    let adamw = AdamWConfig { betas: training.betas, eps: 1e-8, weight_decay: training.weight_decay };
-    let mut optim = AdamW::<B::InnerBackend>::new(adamw);
-    let warmup = (training.warmup * steps as f64).round() as usize;
-    let schedule = Schedule { peak: lr, min: 0.01 * lr, warmup, steps, shape: Shape::Cosine };
-    let mut found = Learned {
-        parameters: config.parameters(),
-        steps: 0,
-        tokens: 0,
-        flop: 0.0,
-        seconds: 0.0,
-        tokens_per_s: 0.0,
-        loss: f64::NAN,
-        first_loss: f64::NAN,
-        diverged: false,
-        scores: Vec::new(),
-        curve: Vec::new(),
-        precision: format!("{:?}", precision.unwrap_or(DType::F32)).to_lowercase(),
-    };
-    // Kernels are compiled in the first steps: they say nothing about speed.
-    let warm = steps / 10;
-    let (mut warm_tokens, mut warm_seconds) = (0, 0.0);
+    let Student { training, steps, .. } = *student;
+    let mut learner = Learner::<B>::new(student, device)?;
     for (step, batch) in batches.into_iter().enumerate() {
         if running.stop.requested() {
             return Ok(None);
         }
+        let due = |every: usize| every > 0 && (step + 1).is_multiple_of(every);
+        let logged = step == 0 || step + 1 == steps || due(training.log_every);
+        learner.step(&batch, logged);
+        let found = &mut learner.found;
+        if logged {
+            let line = json!({ "step": step + 1, "loss": found.loss, "lr": learner.schedule.lr(step + 1), "tokens": found.tokens,
+                               "seconds": found.seconds, "tokens_per_s": found.tokens_per_s });
+            running.log.line(&line);
+            running.step(step + 1, steps, format!("loss {:.3}", found.loss));
+        }
+        let last = step + 1 == steps || found.diverged;
+        if last || due(training.eval_every) {
+            let first = learner.measure(task, running);
+            let good = |limit: f64| if task.larger_is_better() { first >= limit } else { first <= limit };
+            if last || training.stop_at.is_some_and(good) {
+                break;
+            }
+        }
+    }
+    let mut found = learner.found;
+    finite(&mut found);
+    Ok(Some(found))
+}
+
+/// A model in training, and what is known of it.
+struct Learner<'a, B: TrainBackend> {
+    student: &'a Student<'a>,
+    device: &'a B::Device,
+    /// Absent only while a step changes it.
+    model: Option<Decoder<B>>,
+    optim: AdamW<B::InnerBackend>,
+    schedule: Schedule,
+    found: Learned,
+    /// Tokens and seconds of the first steps, in which kernels are compiled: they say nothing about speed.
+    warm: (u64, f64),
+}
+
+impl<'a, B: TrainBackend> Learner<'a, B> {
+    fn new(student: &'a Student<'a>, device: &'a B::Device) -> Result<Self, EvalError> {
+        let Student { config, training, steps, lr, seed } = *student;
+        let mut model = Decoder::<B>::init(config, seed, device);
+        let precision = training.precision.on::<B>(device);
+        if let Some(dtype) = precision {
+            if !B::supports_dtype(device, dtype) {
+                return Err(EvalError::value("training.precision", "this device has no bf16: use \"f32\" or \"auto\""));
+            }
+            model = model.computing_in(dtype);
+        }
+        let adamw = AdamWConfig { betas: training.betas, eps: 1e-8, weight_decay: training.weight_decay };
+        let warmup = (training.warmup * steps as f64).round() as usize;
+        Ok(Self {
+            student,
+            device,
+            model: Some(model),
+            optim: AdamW::new(adamw),
+            schedule: Schedule { peak: lr, min: 0.01 * lr, warmup, steps, shape: Shape::Cosine },
+            found: Learned {
+                parameters: config.parameters(),
+                steps: 0,
+                tokens: 0,
+                flop: 0.0,
+                seconds: 0.0,
+                tokens_per_s: 0.0,
+                loss: f64::NAN,
+                first_loss: f64::NAN,
+                diverged: false,
+                scores: Vec::new(),
+                curve: Vec::new(),
+                precision: format!("{:?}", precision.unwrap_or(DType::F32)).to_lowercase(),
+            },
+            warm: (0, 0.0),
+        })
+    }
+
+    /// One step of the optimiser, unless the loss or a gradient stopped being a number. The loss is read if it is `wanted`.
+    fn step(&mut self, batch: &Batch, wanted: bool) {
+        let Some(model) = self.model.take() else { return };
+        let Student { config, training, steps, .. } = *self.student;
         let begun = Instant::now();
         let labelled = batch.labelled().max(1);
         let mut grads = Gradients::default();
-        let Some(now) = model.take() else { break };
-        let sum = loss::backward(&now, &batch, (labelled as f64).recip(), &mut grads, device);
+        let sum = loss::backward(&model, batch, (labelled as f64).recip(), &mut grads, self.device);
         let factor = match training.clip {
             clip if clip > 0.0 => match grads.norm() {
                 Norm::Finite(norm) => clip_factor(norm, clip),
@@ -218,54 +267,44 @@ fn steps_of<B: TrainBackend>(
             },
             _ => 1.0,
         };
-        let logged = step == 0 || step + 1 == steps || (step + 1).is_multiple_of(training.log_every);
-        let mut diverged = factor.is_nan();
-        if logged || diverged {
+        let found = &mut self.found;
+        found.diverged = factor.is_nan();
+        if wanted || found.diverged {
             found.loss = sum.into_data().iter::<f64>().sum::<f64>() / labelled as f64;
-            diverged |= !found.loss.is_finite();
-            if step == 0 {
+            found.diverged |= !found.loss.is_finite();
+            if found.steps == 0 {
                 found.first_loss = found.loss;
             }
         }
-        let now = if diverged { now } else { optim.step(now, grads, schedule.lr(step + 1), factor) };
+        found.steps += 1;
+        let lr = self.schedule.lr(found.steps);
+        self.model = Some(if found.diverged { model } else { self.optim.step(model, grads, lr, factor) });
         let share = labelled as f64 / batch.ids.len().max(1) as f64;
-        found.steps = step + 1;
         found.tokens += batch.tokens() as u64;
         found.flop += 3.0 * forward_flop(config, batch.length, share) * batch.ids.len() as f64;
         found.seconds += begun.elapsed().as_secs_f64();
-        found.diverged = diverged;
-        if step + 1 == warm {
-            (warm_tokens, warm_seconds) = (found.tokens, found.seconds);
+        if found.steps == steps / 10 {
+            self.warm = (found.tokens, found.seconds);
         }
-        if logged {
-            found.tokens_per_s = (found.tokens - warm_tokens) as f64 / (found.seconds - warm_seconds).max(1e-9);
-            let line = json!({ "step": step + 1, "loss": found.loss, "lr": schedule.lr(step + 1), "tokens": found.tokens,
-                               "seconds": found.seconds, "tokens_per_s": found.tokens_per_s });
-            running.log.line(&line);
-            running.step(step + 1, steps, format!("loss {:.3}", found.loss));
-        }
-        let last = step + 1 == steps || diverged;
-        if last || (training.eval_every > 0 && (step + 1).is_multiple_of(training.eval_every)) {
-            let begun = Instant::now();
-            // Queued steps are part of training, not of the measurement.
-            let _ = now.norm_f.weight.val().into_data();
-            found.seconds += begun.elapsed().as_secs_f64();
-            found.scores = task.measure(&now.valid(), device);
-            let first = found.scores.first().map_or(f64::NAN, |(_, value)| *value);
-            found.curve.push((step + 1, found.tokens, found.flop, found.seconds, first));
-            let scores: serde_json::Map<String, serde_json::Value> =
-                found.scores.iter().map(|(name, value)| (name.clone(), json!(value))).collect();
-            running.log.line(&json!({ "step": step + 1, "scores": scores }));
-            let good = |limit: f64| if task.larger_is_better() { first >= limit } else { first <= limit };
-            if last || training.stop_at.is_some_and(good) {
-                break;
-            }
-        }
-        model = Some(now);
+        found.tokens_per_s = (found.tokens - self.warm.0) as f64 / (found.seconds - self.warm.1).max(1e-9);
     }
-    found.tokens_per_s = (found.tokens.saturating_sub(warm_tokens)) as f64 / (found.seconds - warm_seconds).max(1e-9);
-    finite(&mut found);
-    Ok(Some(found))
+
+    /// Measures on held-out data; gives the first measurement.
+    fn measure(&mut self, task: &impl Task, running: &mut Running<'_>) -> f64 {
+        let (Some(model), found) = (&self.model, &mut self.found) else { return f64::NAN };
+        let begun = Instant::now();
+        // Queued steps are part of training, not of the measurement.
+        let _ = model.norm_f.weight.val().into_data();
+        found.seconds += begun.elapsed().as_secs_f64();
+        found.tokens_per_s = (found.tokens - self.warm.0) as f64 / (found.seconds - self.warm.1).max(1e-9);
+        found.scores = task.measure(&model.valid(), self.device);
+        let first = found.scores.first().map_or(f64::NAN, |(_, value)| *value);
+        found.curve.push((found.steps, found.tokens, found.flop, found.seconds, first));
+        let scores: serde_json::Map<String, serde_json::Value> =
+            found.scores.iter().map(|(name, value)| (name.clone(), json!(value))).collect();
+        running.log.line(&json!({ "step": found.steps, "scores": scores }));
+        first
+    }
 }
 
 /// JSON has no word for what is not a number.
