@@ -157,6 +157,19 @@ fn stopped_and_resumed_gives_the_same_report() {
 }
 
 #[test]
+fn seeds_may_be_added_later() {
+    let dir = tempfile::tempdir().unwrap();
+    let set = |seeds: &'static str| ["training.steps=4", "models.architectures.1.pattern=M", seeds];
+    let (one, two) = (dir.path().join("one"), dir.path().join("two"));
+    finish(&options("mqar", &one, &set("models.seeds=[3]")));
+    let mut more = options("mqar", &one, &set("models.seeds=[3,4]"));
+    more.resume = true;
+    finish(&more);
+    finish(&options("mqar", &two, &set("models.seeds=[3,4]")));
+    assert_eq!(timeless(&one), timeless(&two));
+}
+
+#[test]
 fn damaged_results_are_named() {
     let dir = tempfile::tempdir().unwrap();
     let mut options = options("mqar", dir.path(), &["training.steps=2", "models.architectures.1.pattern=M"]);

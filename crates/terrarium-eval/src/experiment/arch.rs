@@ -25,6 +25,9 @@ pub struct Architecture {
     /// Taps of a convolution over queries, keys and values of `*` (none).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attention_conv: Option<usize>,
+    /// Whether `*` rotates queries and keys by their positions (true). Beside scans, which tell them apart, it need not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rotary: Option<bool>,
     /// Learning rates to try in place of those of `training`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub learning_rates: Option<Vec<f64>>,
@@ -128,7 +131,7 @@ impl Architecture {
                     heads,
                     kv_heads: heads,
                     head_dim,
-                    rope: Some(RopeConfig { theta: 1e4, dim: head_dim, scaling: RopeScaling::Default }),
+                    rope: self.rotary.unwrap_or(true).then_some(RopeConfig { theta: 1e4, dim: head_dim, scaling: RopeScaling::Default }),
                     scale: None,
                     qkv_bias: false,
                     out_bias: false,
@@ -181,6 +184,7 @@ mod tests {
             state: None,
             head_dim: None,
             attention_conv: None,
+            rotary: None,
             learning_rates: None,
         }
     }
@@ -191,6 +195,11 @@ mod tests {
         assert_eq!([pattern("M", 2), pattern("*-", 4), pattern("MM*", 4)], ["MM", "*-*-", "MM*M"]);
         let kinds = ["*-", "m", "M-", "M*", "mM"].map(|text| of(text).kind());
         assert_eq!(kinds, [Kind::Transformer, Kind::Mamba, Kind::Mamba2, Kind::Hybrid, Kind::Other]);
+        let plain = Architecture { rotary: Some(false), ..of("*") };
+        for (architecture, rotates) in [(of("*"), true), (plain, false)] {
+            let config = architecture.decoder(64, 1, 32).unwrap();
+            assert!(matches!(&config.layers[0], MixerConfig::Attention(a) if a.rope.is_some() == rotates));
+        }
         assert_eq!([of("*").state(), of("m").state(), of("M").state()], [None, Some(16), Some(64)]);
     }
 

@@ -1,7 +1,7 @@
 //! The report folder: the recipe, one result and one log per cell, and at the end the report.
 //!
 //! ```text
-//! config.json      the recipe with every default filled in; a run goes on only with the same
+//! config.json      the recipe with every default filled in; a run goes on with the same, or with other seeds
 //! cells/ID.json    result of a finished cell, written whole or not at all
 //! logs/ID.jsonl    one object per logged step of a cell; made anew when an unfinished cell starts again
 //! report.md, report.json, table.md, table.csv, cells.csv, figure.svg, figure.png
@@ -23,6 +23,9 @@ use super::{Summary, report};
 use crate::EvalError;
 
 const CONFIG: &str = "config.json";
+
+/// Keys that may change when a run goes on: a cell is of one seed.
+const FREE: [&str; 2] = ["models.seeds", "seeds"];
 
 /// A report folder.
 pub(crate) struct Folder {
@@ -60,13 +63,15 @@ impl Folder {
             Some(_) if !resume => return Err(EvalError::FolderTaken { dir: dir.to_path_buf() }),
             Some(text) => {
                 let old: Value = serde_json::from_str(&text).map_err(damaged(&path))?;
-                let keys = changed_keys(&old, &recipe.to_json());
+                let mut keys = changed_keys(&old, &recipe.to_json());
+                keys.retain(|key| !FREE.iter().any(|free| key.split(' ').next() == Some(*free)));
                 if !keys.is_empty() {
                     return Err(EvalError::RecipeChanged { dir: dir.to_path_buf(), keys });
                 }
             }
-            None => write_atomic(&path, pretty(&recipe.to_json()).as_bytes())?,
+            None => {}
         }
+        write_atomic(&path, pretty(&recipe.to_json()).as_bytes())?;
         for part in ["cells", "logs"] {
             let part = dir.join(part);
             std::fs::create_dir_all(&part).map_err(EvalError::io("create", part))?;

@@ -51,6 +51,7 @@ impl LayerMix {
                 state: Some(self.state),
                 head_dim: self.head_dim,
                 attention_conv: None,
+                rotary: None,
                 learning_rates: None,
             });
         }

@@ -39,6 +39,9 @@ pub(crate) struct Cell {
     pub config: DecoderConfig,
 }
 
+/// A Transformer below this has learnt nothing that others could match or miss.
+const LEARNT: f64 = 0.2;
+
 /// One size of an architecture, and the rates that it learns at.
 #[derive(Clone, Copy)]
 pub(crate) struct Size<'a> {
@@ -108,6 +111,10 @@ impl Models {
             .collect();
         let (lag, keeps) = ("pure state-space models lag behind the Transformer", "the hybrid matches the Transformer");
         let why = "the recipe lacks one side";
+        if let Some((name, x)) = attention.as_ref().filter(|(_, x)| *x < LEARNT) {
+            let why = format!("{name} has not learnt it: {x:.3}, {score}");
+            return [Check::absent(lag, why.clone()), Check::absent(keeps, why)];
+        }
         let first = match (&attention, scans.as_slice()) {
             (Some((name, x)), [_, ..]) => {
                 let text = scans.iter().map(|(name, y)| format!("{name} {y:.3}")).collect::<Vec<_>>().join(", ");
@@ -120,6 +127,20 @@ impl Models {
             _ => Check::absent(keeps, why),
         };
         [first, second]
+    }
+
+    /// That the hybrid is not below the Transformer by more than `margin` where neither was trained.
+    pub(crate) fn beyond(&self, groups: &[Group<'_>], score: Option<&str>, margin: f64) -> Check {
+        let claim = "beyond the lengths of training the hybrid is no worse than the Transformer";
+        let Some(score) = score else { return Check::absent(claim, "the recipe measures none") };
+        let of = |kind: Kind| self.of(groups, score, |a| a.kind() == kind);
+        match (of(Kind::Transformer), of(Kind::Hybrid)) {
+            (Some((a, x)), Some((b, y))) if x.max(y) < LEARNT => {
+                Check::absent(claim, format!("neither can: {b} {y:.3}, {a} {x:.3}, {score}"))
+            }
+            (Some((a, x)), Some((b, y))) => Check::measured(claim, y > x - margin, format!("{b} {y:.3}, {a} {x:.3}, {score}")),
+            _ => Check::absent(claim, "the recipe lacks one side"),
+        }
     }
 }
 
