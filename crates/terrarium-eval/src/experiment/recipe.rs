@@ -146,6 +146,17 @@ mod tests {
     }
 
     #[test]
+    fn every_file_of_the_examples_is_a_recipe() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/experiments");
+        let files = [folder.clone(), folder.join("smoke")].into_iter().flat_map(|folder| std::fs::read_dir(folder).unwrap());
+        let files: Vec<_> = files.map(|entry| entry.unwrap().path()).filter(|path| path.extension().is_some_and(|e| e == "json")).collect();
+        assert!(files.len() > 2 * RECIPES.len());
+        for path in files {
+            Recipe::open(path.to_str().unwrap(), false, &[]).and_then(|recipe| recipe.check()).unwrap_or_else(|error| panic!("{error}"));
+        }
+    }
+
+    #[test]
     fn overrides_reach_into_lists_and_mistakes_are_named() {
         let said = |name: &str, set: &[&str]| {
             let set: Vec<String> = set.iter().map(ToString::to_string).collect();
