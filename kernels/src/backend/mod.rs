@@ -180,6 +180,12 @@ pub trait KernelBackend: Backend {
         crate::split::reshaped(x, count)
     }
 
+    /// `[b, l, w]` -> `[b l, w]`, as a view where the backend has views.
+    fn flatten_rows(x: Tensor<Self, 3>) -> Tensor<Self, 2> {
+        let [b, l, w] = x.dims();
+        x.reshape([b * l, w])
+    }
+
     /// Parts `[b, l, width]` beside one another along the last axis.
     fn join(parts: Vec<Tensor<Self, 3>>) -> Tensor<Self, 3> {
         Tensor::cat(parts, 2)

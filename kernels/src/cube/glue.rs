@@ -187,6 +187,14 @@ where
         }
     }
 
+    fn flatten_rows(x: Tensor<Self, 3>) -> Tensor<Self, 2> {
+        let [b, l, w] = x.dims();
+        match split::cube::flatten_rows(&down(x.clone())) {
+            Some(view) => up(view),
+            None => x.reshape([b * l, w]),
+        }
+    }
+
     fn join(parts: Vec<Tensor<Self, 3>>) -> Tensor<Self, 3> {
         match split::cube::join(parts.iter().cloned().map(down).collect()) {
             Some(joined) => up(joined),

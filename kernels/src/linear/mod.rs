@@ -71,7 +71,11 @@ pub fn linear<B: KernelBackend, const D: usize>(x: Tensor<B, D>, weight: Tensor<
     let (device, dtype) = (x.device(), x.dtype());
     let nothing = rows * inputs * out == 0;
     // Burn's reshape takes a zero to mean the old size.
-    let x = if nothing { Tensor::empty([rows, inputs], (&device, dtype)) } else { x.reshape([rows, inputs]) };
+    let x = match (nothing, D) {
+        (true, _) => Tensor::empty([rows, inputs], (&device, dtype)),
+        (false, 3) => B::flatten_rows(Tensor::from_primitive(x.into_primitive())),
+        _ => x.reshape([rows, inputs]),
+    };
     if let Err(error) = check(&x, &weight) {
         panic!("{error}");
     }

@@ -47,6 +47,26 @@ pub(crate) fn heads<R: CubeRuntime>(x: &CubeTensor<R>, count: usize) -> Option<C
     Some(view)
 }
 
+/// `[b, l, w]` -> `[b l, w]`; nothing where tokens are not evenly apart.
+pub(crate) fn flatten_rows<R: CubeRuntime>(x: &CubeTensor<R>) -> Option<CubeTensor<R>> {
+    let [b, l, width] = x.shape().dims();
+    let [row, token, last] = std::array::from_fn(|axis| x.meta.strides()[axis]);
+    let apart = match (b, l) {
+        (0, _) | (_, 0) => return None,
+        (1, 1) => width,
+        (_, 1) => row,
+        (1, _) => token,
+        _ if row == l * token => token,
+        _ => return None,
+    };
+    if last != 1 || apart < width {
+        return None;
+    }
+    let mut view = x.clone();
+    *view.meta = Metadata::new([b * l, width], [apart, 1]);
+    Some(view)
+}
+
 /// `to[token, start..start + part] = from[token, ..]`, in vectors.
 #[cube(launch_unchecked, address_type = "dynamic")]
 fn copy_part<F: Float, N: Size>(

@@ -84,3 +84,34 @@ fn wide_parts_are_views_that_operations_read() {
     }
     assert_eq!(P::join(parts.to_vec()).into_data(), x.into_data());
 }
+
+/// Heads of a part, and a part's rows in a product: values and gradients of Burn's own reshapes.
+#[test]
+fn heads_and_rows_of_parts_are_those_of_reshapes() {
+    use terrarium_kernels::linear::linear;
+    use terrarium_kernels::split::heads;
+    let (widths, mut rng) = ([16, 48, 24], Rng::new(9));
+    for [b, l] in [[2, 5], [3, 1], [1, 4], [1, 1]] {
+        let values = rng.uniform(-1.0, 1.0, b * l * 88);
+        let weight = rng.uniform(-1.0, 1.0, 7 * 24);
+        let run = |ours: bool| {
+            let x = tensor(&values, [b, l, 88]).require_grad();
+            let weight = tensor(&weight, [1, 7, 24]).squeeze_dim::<2>(0);
+            let [first, second, third] = split(x.clone(), widths);
+            let (wide, product) = if ours {
+                (heads(second, 6), linear(third, weight, None))
+            } else {
+                let product = third.reshape([b * l, 24]).matmul(weight.transpose()).reshape([b, l, 7]);
+                (second.reshape([b, l, 6, 8]), product)
+            };
+            let loss = (wide.clone() * wide.clone()).sum() + (product.clone() * product.clone()).sum() + first.sum();
+            let grad = x.grad(&loss.backward()).unwrap();
+            (wide.into_data(), product.into_data(), grad.into_data())
+        };
+        let ((wide, product, grad), (want_wide, want_product, want_grad)) = (run(true), run(false));
+        assert_eq!(wide, want_wide, "{b} x {l}");
+        let near = burn::tensor::Tolerance::absolute(PRODUCTS as f32 * 10.0);
+        product.assert_approx_eq::<f32>(&want_product, near);
+        grad.assert_approx_eq::<f32>(&want_grad, near);
+    }
+}

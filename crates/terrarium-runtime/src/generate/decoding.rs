@@ -142,11 +142,10 @@ impl<B: KernelBackend> Decoding<B> {
     }
 
     fn forward(&mut self) -> Result<()> {
-        if self.recording.is_none() && self.recorder.is_some() && self.note.is_none() && self.steps >= WARM {
-            if let Err(error) = self.record() {
-                log::warn!("{error}");
-                self.note = Some(error.to_string());
-            }
+        let due = self.recording.is_none() && self.recorder.is_some() && self.note.is_none() && self.steps >= WARM;
+        if due && let Err(error) = self.record() {
+            log::warn!("{error}");
+            self.note = Some(error.to_string());
         }
         match &self.recording {
             Some(recording) => {
