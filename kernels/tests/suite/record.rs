@@ -1,62 +1,10 @@
 //! Tests of [`terrarium_kernels::record`].
 
-use burn::tensor::{DType, Int, Tensor, TensorData};
 use terrarium_kernels::KernelBackend;
-use terrarium_kernels::argmax::argmax;
-use terrarium_kernels::causal_conv1d::{ConvArgs, causal_conv1d};
-use terrarium_kernels::embedding::embedding;
-use terrarium_kernels::linear::linear;
 
 use crate::common::Plain;
 
 type B = Plain;
-
-fn ramp<const D: usize>(shape: [usize; D], step: f32) -> Tensor<B, D> {
-    let n = shape.iter().product::<usize>();
-    let values: Vec<f32> = (0..n).map(|i| ((i * 37 % 101) as f32 - 50.0) * step).collect();
-    Tensor::from_data(TensorData::new(values, shape), (&Default::default(), DType::F32))
-}
-
-/// A tiny model with a state.
-struct Toy {
-    table: Tensor<B, 2>,
-    taps: Tensor<B, 2>,
-    head: Tensor<B, 2>,
-}
-
-impl Toy {
-    fn new() -> Self {
-        Self { table: ramp([29, 16], 0.02), taps: ramp([16, 4], 0.01), head: ramp([29, 16], 0.03) }
-    }
-
-    /// Reads `ids [2, 1]`; what it chooses next lies where they lay.
-    fn step(&self, ids: Tensor<B, 2, Int>, state: Tensor<B, 3>) -> (Tensor<B, 2, Int>, Tensor<B, 3>) {
-        let x = embedding(self.table.clone(), ids.clone());
-        let args = ConvArgs { x, weight: self.taps.clone(), bias: None, state: Some(state), segments: None, silu: true };
-        let out = causal_conv1d(args);
-        let logits = linear(out.y.reshape([2, 16]), self.head.clone(), None);
-        (argmax(logits, 29, Some(ids)), out.state)
-    }
-}
-
-fn start() -> (Tensor<B, 2, Int>, Tensor<B, 3>) {
-    (Tensor::from_data(TensorData::new(vec![3i32, 8], [2, 1]), &Default::default()), ramp([2, 3, 16], 0.05))
-}
-
-fn ids(tensor: &Tensor<B, 2, Int>) -> Vec<i64> {
-    tensor.clone().into_data().iter::<i64>().collect()
-}
-
-/// What the toy chooses in `steps` steps, and its last state.
-fn plainly(steps: usize) -> (Vec<Vec<i64>>, TensorData) {
-    let (toy, (mut next, mut state)) = (Toy::new(), start());
-    let mut chosen = Vec::new();
-    for _ in 0..steps {
-        (next, state) = toy.step(next, state);
-        chosen.push(ids(&next));
-    }
-    (chosen, state.into_data())
-}
 
 #[test]
 fn a_backend_without_recordings_says_so() {
@@ -65,10 +13,62 @@ fn a_backend_without_recordings_says_so() {
 
 #[cfg(feature = "cuda")]
 mod cuda {
+    use burn::tensor::{DType, Int, Tensor, TensorData};
+    use terrarium_kernels::argmax::argmax;
+    use terrarium_kernels::causal_conv1d::{ConvArgs, causal_conv1d};
+    use terrarium_kernels::embedding::embedding;
+    use terrarium_kernels::linear::linear;
     use terrarium_kernels::record::{Recorder, Recording};
 
     use super::*;
     use crate::common::Train;
+
+    fn ramp<const D: usize>(shape: [usize; D], step: f32) -> Tensor<B, D> {
+        let n = shape.iter().product::<usize>();
+        let values: Vec<f32> = (0..n).map(|i| ((i * 37 % 101) as f32 - 50.0) * step).collect();
+        Tensor::from_data(TensorData::new(values, shape), (&Default::default(), DType::F32))
+    }
+
+    /// A tiny model with a state.
+    struct Toy {
+        table: Tensor<B, 2>,
+        taps: Tensor<B, 2>,
+        head: Tensor<B, 2>,
+    }
+
+    impl Toy {
+        fn new() -> Self {
+            Self { table: ramp([29, 16], 0.02), taps: ramp([16, 4], 0.01), head: ramp([29, 16], 0.03) }
+        }
+
+        /// Reads `ids [2, 1]`; what it chooses next lies where they lay.
+        fn step(&self, ids: Tensor<B, 2, Int>, state: Tensor<B, 3>) -> (Tensor<B, 2, Int>, Tensor<B, 3>) {
+            let x = embedding(self.table.clone(), ids.clone());
+            let args = ConvArgs { x, weight: self.taps.clone(), bias: None, state: Some(state), segments: None, silu: true };
+            let out = causal_conv1d(args);
+            let logits = linear(out.y.reshape([2, 16]), self.head.clone(), None);
+            (argmax(logits, 29, Some(ids)), out.state)
+        }
+    }
+
+    fn start() -> (Tensor<B, 2, Int>, Tensor<B, 3>) {
+        (Tensor::from_data(TensorData::new(vec![3i32, 8], [2, 1]), &Default::default()), ramp([2, 3, 16], 0.05))
+    }
+
+    fn ids(tensor: &Tensor<B, 2, Int>) -> Vec<i64> {
+        tensor.clone().into_data().iter::<i64>().collect()
+    }
+
+    /// What the toy chooses in `steps` steps, and its last state.
+    fn plainly(steps: usize) -> (Vec<Vec<i64>>, TensorData) {
+        let (toy, (mut next, mut state)) = (Toy::new(), start());
+        let mut chosen = Vec::new();
+        for _ in 0..steps {
+            (next, state) = toy.step(next, state);
+            chosen.push(ids(&next));
+        }
+        (chosen, state.into_data())
+    }
 
     fn recorder() -> Box<dyn Recorder<B>> {
         B::recorder(&Default::default()).expect("CUDA records")
