@@ -173,7 +173,7 @@ mod cuda {
         let held: Vec<_> = (0..20).map_while(|_| B::recorder(&Default::default())).collect();
         assert!((1..=8).contains(&held.len()), "{}", held.len());
         drop(held);
-        assert!(B::recorder(&Default::default()).is_some());
+        assert!((0..300).all(|_| B::recorder(&Default::default()).is_some()), "none is used up");
         // Differentiation needs values of before: nothing is recorded there.
         assert!(Train::recorder(&Default::default()).is_none());
     }

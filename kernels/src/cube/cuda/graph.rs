@@ -8,7 +8,7 @@ use std::any::Any;
 use std::mem::MaybeUninit;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use burn::tensor::{DType, TensorMetadata};
 use burn_cubecl::element::BoolElement;
@@ -27,6 +27,8 @@ use crate::record::{RecordError, Recorder, Recording};
 
 /// Streams that recorders share out.
 const LANES: u64 = 8;
+/// First of the ids that no thread has.
+const OWN: u64 = 1 << 40;
 /// Streams left for threads that come after a recorder.
 const LATER: u64 = 24;
 
@@ -48,15 +50,26 @@ pub(crate) struct Lane {
     device: Arc<DeviceHandle<Server>>,
 }
 
+/// How many threads have an id, as far as is known: a new thread's tells it, and uses one up, so only the first call asks one.
+fn threads() -> Option<u64> {
+    static SEEN: OnceLock<AtomicU64> = OnceLock::new();
+    let first = || AtomicU64::new(std::thread::spawn(|| StreamId::current().value).join().unwrap_or(u64::MAX));
+    let seen = SEEN.get_or_init(first);
+    let own = StreamId::current().value;
+    // In a recorder's own stream there is nothing to learn.
+    let own = if own < OWN { own } else { 0 };
+    Some(seen.fetch_max(own, Ordering::AcqRel).max(own)).filter(|&threads| threads < OWN)
+}
+
 /// A recorder for tensors of `R`, if these live on CUDA and a stream is free.
 pub(crate) fn recorder<R: CubeRuntime>(device: &R::Device) -> Option<Lane> {
     if !library::serves::<R>() {
         return None;
     }
     let device = (device as &dyn Any).downcast_ref::<<CudaRuntime as cubecl::Runtime>::Device>()?.to_id();
-    // CubeCL folds ids onto this many streams; a new thread's id tells how many threads there were.
+    // CubeCL folds ids onto this many streams, and numbers threads as they come.
     let streams = u64::from(CubeClRuntimeConfig::get().streaming.max_streams);
-    let threads = std::thread::spawn(|| StreamId::current().value).join().ok()?;
+    let threads = threads()?;
     if threads + LATER + LANES > streams {
         log::warn!("steps are not recorded: {threads} threads have used the device, which has {streams} streams for them");
         return None;
@@ -67,7 +80,7 @@ pub(crate) fn recorder<R: CubeRuntime>(device: &R::Device) -> Option<Lane> {
     });
     let lane = taken.ok()?.trailing_ones() as u64;
     // From the last stream down, far from those of threads.
-    let id = StreamId { value: (1 << 40) * streams + streams - 1 - lane };
+    let id = StreamId { value: OWN * streams + streams - 1 - lane };
     Some(Lane { lane, id, device: Arc::new(DeviceHandle::new(device)) })
 }
 
