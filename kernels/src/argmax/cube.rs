@@ -1,5 +1,7 @@
 //! CubeCL kernel: one cube per row.
 
+#![allow(clippy::manual_div_ceil, reason = "kernels have no such method")]
+
 use burn::tensor::{DType, TensorMetadata};
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;

@@ -242,14 +242,14 @@ pub(super) fn rows<F: Float, N: Size>(
     weight: &Array<Vector<F, N>>,
     ids: &Array<i32>,
     out: &mut Array<Vector<F, N>>,
-    n: u32,
+    places: u32,
     v: u32,
     vectors: u32,
     #[define(F)] _dtype: StorageType,
 ) {
     let vectors = vectors as usize;
     let place = ABSOLUTE_POS / vectors;
-    if place < n as usize {
+    if place < places as usize {
         let row = row_of(ids[place], v);
         // Rows are fewer, so this is NaN. A constant would not compile on CUDA.
         let nan = max(row, 0x7FC0_0000u32);
