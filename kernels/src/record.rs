@@ -7,7 +7,8 @@
 //!
 //! Memory that a recorded step uses for intermediate values must not be given to others. A recorder therefore has a
 //! stream of its own, with memory of its own: whatever touches what the step carries runs in [`Recorder::within`], and
-//! what outlives the next replay is not allocated there.
+//! what outlives the next replay is not allocated there. What it takes over from another stream may have been changed in
+//! place since it was allocated: it is read after something that was allocated there just before, which is what CubeCL waits for.
 
 use burn::tensor::backend::Backend;
 

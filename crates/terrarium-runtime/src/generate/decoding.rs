@@ -60,11 +60,17 @@ impl<B: KernelBackend> Decoding<B> {
     pub fn new(model: &Decoder<B>, cache: Cache<B>, known: usize, device: &B::Device) -> Self {
         let rows = cache.batch();
         let recorder = if model.has_constant_state() { B::recorder(device) } else { None };
-        let (cache, ids) = within(&recorder, || {
-            // On a recorder's stream memory must be its own.
-            let cache = if recorder.is_some() { cache.select_rows(&(0..rows).collect::<Vec<_>>()) } else { cache };
-            (cache, Tensor::zeros([rows, 1], device))
-        });
+        let ids = Tensor::<B, 2, Int>::zeros([rows, 1], device);
+        let (cache, ids) = match recorder.is_some() {
+            false => (cache, ids),
+            true => within(&recorder, || {
+                // Streams wait for one another where new memory is met, not where old memory was changed in place, as weights are in
+                // training. The sum reads what is newest on the caller's stream, so all before it is done when the copies begin.
+                let own = Tensor::zeros([rows, 1], device) + ids.clone();
+                // On a recorder's stream memory must be its own.
+                (cache.select_rows(&(0..rows).collect::<Vec<_>>()), own)
+            }),
+        };
         Self {
             recording: None,
             model: model.clone().frozen(),
