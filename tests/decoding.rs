@@ -34,9 +34,19 @@ fn decoding(model: &Decoder<B>, prompt: Tensor<B, 2, Int>) -> Decoding<B> {
     Decoding::new(model, cache, KNOWN, &device()).choosing()
 }
 
+/// Sizes whose parts of projections are read where they lie; a copy of an odd one has its sizes uploaded, and is not recorded.
+fn even() -> Vec<DecoderConfig> {
+    let texts = [
+        r#"{"model_type":"mamba2","vocab_size":61,"hidden_size":32,"num_hidden_layers":2,"head_dim":8,"num_heads":8,"expand":2,
+            "n_groups":2,"state_size":16,"chunk_size":8,"tie_word_embeddings":true}"#,
+        r#"{"model_type":"mamba","vocab_size":61,"hidden_size":32,"num_hidden_layers":2,"state_size":8,"time_step_rank":4}"#,
+    ];
+    texts.into_iter().map(|text| DecoderConfig::from_json(text).unwrap()).collect()
+}
+
 fn wanted() -> Vec<DecoderConfig> {
     let only = std::env::var("TERRARIUM_FAMILY").ok();
-    configs().into_iter().filter(|config| only.as_deref().is_none_or(|only| only == config.family.name())).collect()
+    even().into_iter().chain(configs()).filter(|config| only.as_deref().is_none_or(|only| only == config.family.name())).collect()
 }
 
 #[test]
@@ -59,8 +69,10 @@ fn steps_on_the_device_are_those_of_the_host() {
                 assert_close(&format!("{name}, step {step}"), &decoding.logits().unwrap(), expected, 2e-5);
                 next = decoding.likeliest().unwrap().expect("finite");
             }
-            let constant = model.has_constant_state();
-            assert_eq!(decoding.recorded().is_some(), constant && cfg!(feature = "cuda"), "{name}: {:?}", decoding.note());
+            // A recording of what cannot be recorded would repeat its first step.
+            let recorded = decoding.recorded().is_some();
+            assert!(!recorded || model.has_constant_state() && cfg!(feature = "cuda"), "{name}");
+            assert!(recorded || !even().contains(&config) || !cfg!(feature = "cuda"), "{name}: {:?}", decoding.note());
         }
     }
 }

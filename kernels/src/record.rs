@@ -22,6 +22,15 @@ pub trait Recorder<B: Backend>: Send {
     /// Does `work` on this stream.
     fn within(&self, work: &mut dyn FnMut());
 
+    /// Waits until all is done that was asked for on this stream.
+    ///
+    /// CubeCL gives memory back to the stream that it came from as soon as the last tensor is dropped, whether or not another stream
+    /// still reads it. So before a tensor of another stream that was read here is dropped, the host waits.
+    ///
+    /// # Errors
+    /// [`RecordError`] when the device failed.
+    fn wait(&self) -> Result<(), RecordError>;
+
     /// Where a tensor lies; the same as before if it was changed in place.
     fn address(&self, tensor: &B::FloatTensorPrimitive) -> Result<u64, RecordError>;
 

@@ -55,21 +55,38 @@ fn within<B: KernelBackend, T>(recorder: &Option<Box<dyn Recorder<B>>>, work: im
     done.unwrap_or_else(|| unreachable!("a recorder does what it is given"))
 }
 
+impl<B: KernelBackend> Drop for Decoding<B> {
+    fn drop(&mut self) {
+        // The weights may go with it, to a stream that does not know who reads them.
+        if let Some(recorder) = &self.recorder
+            && let Err(error) = recorder.wait()
+        {
+            log::warn!("{error}");
+        }
+    }
+}
+
 impl<B: KernelBackend> Decoding<B> {
     /// Goes on from `cache`. Of the logits the first `known` columns are tokens.
     pub fn new(model: &Decoder<B>, cache: Cache<B>, known: usize, device: &B::Device) -> Self {
         let rows = cache.batch();
         let recorder = if model.has_constant_state() { B::recorder(device) } else { None };
         let ids = Tensor::<B, 2, Int>::zeros([rows, 1], device);
-        let (cache, ids) = match recorder.is_some() {
-            false => (cache, ids),
-            true => within(&recorder, || {
-                // Streams wait for one another where new memory is met, not where old memory was changed in place, as weights are in
-                // training. The sum reads what is newest on the caller's stream, so all before it is done when the copies begin.
-                let own = Tensor::zeros([rows, 1], device) + ids.clone();
-                // On a recorder's stream memory must be its own.
-                (cache.select_rows(&(0..rows).collect::<Vec<_>>()), own)
-            }),
+        let (cache, ids, note) = match &recorder {
+            None => (cache, ids, None),
+            Some(stream) => {
+                let taken = within(&recorder, || {
+                    // Streams wait for one another where new memory is met, not where old memory was changed in place, as weights are
+                    // in training. The sum reads what is newest on the caller's stream, so all before it is done when the copies begin.
+                    let own = Tensor::zeros([rows, 1], device) + ids.clone();
+                    // On a recorder's stream memory must be its own.
+                    (cache.clone().select_rows(&(0..rows).collect::<Vec<_>>()), own)
+                });
+                // The caller's memory is read until here.
+                let waited = stream.wait();
+                drop((cache, ids));
+                (taken.0, taken.1, waited.err().map(|error| error.to_string()))
+            }
         };
         Self {
             recording: None,
@@ -82,7 +99,7 @@ impl<B: KernelBackend> Decoding<B> {
             cache: Some(cache),
             active: (0..rows).collect(),
             steps: 0,
-            note: None,
+            note,
             recorder,
         }
     }

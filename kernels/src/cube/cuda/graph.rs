@@ -91,6 +91,14 @@ impl Lane {
         self.device.submit_blocking(move |server| task(server, id)).map_err(|_| failed("the device's thread broke off"))?
     }
 
+    fn finish(&self) -> Result<(), RecordError> {
+        self.ask(|server, id| {
+            let stream = stream::find(server, id).ok_or_else(|| failed("CubeCL's CUDA stream was not found"))?;
+            // SAFETY: CubeCL's streams live as long as its server.
+            check("wait", unsafe { cu::cuStreamSynchronize(stream) })
+        })
+    }
+
     fn address_of(&self, binding: Binding) -> Result<u64, RecordError> {
         self.ask(|server, id| match server.get_resource(binding, id) {
             Ok(found) => Ok(found.resource().ptr),
@@ -113,6 +121,10 @@ impl Drop for Lane {
 impl<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolElement> Recorder<CubeBackend<R, F, I, BT>> for Lane {
     fn within(&self, work: &mut dyn FnMut()) {
         self.id.executes(work);
+    }
+
+    fn wait(&self) -> Result<(), RecordError> {
+        self.finish()
     }
 
     fn address(&self, tensor: &CubeTensor<R>) -> Result<u64, RecordError> {

@@ -42,13 +42,13 @@ fn add_products<F: Float, N: Size>(
     x: &Array<Vector<F, N>>,
     sums: &mut Array<f32>,
     at: usize,
-    vectors: usize,
+    x_pitch: usize,
     #[comptime] first: usize,
     #[comptime] plan: Plan,
 ) {
     #[unroll]
     for r in 0..plan.rows {
-        let value = Vector::<f32, N>::cast_from(x[r * vectors + at]);
+        let value = Vector::<f32, N>::cast_from(x[r * x_pitch + at]);
         #[unroll]
         for o in 0..plan.outputs {
             let products = Vector::<f32, N>::cast_from(w[comptime!(first + o)]) * value;
@@ -60,7 +60,8 @@ fn add_products<F: Float, N: Size>(
     }
 }
 
-/// `y[r, o] = sum over i of x[r, i] weight[o, i]`; `vectors` make a row, `pitch` lie between rows of the weight.
+/// `y[r, o] = sum over i of x[r, i] weight[o, i]`; `vectors` make a row, `x_pitch` and `pitch` lie between rows of `x` and
+/// of the weight.
 #[cube(launch_unchecked, address_type = "dynamic")]
 fn few_rows<F: Float, N: Size>(
     x: &Array<Vector<F, N>>,
@@ -68,6 +69,7 @@ fn few_rows<F: Float, N: Size>(
     bias: &Array<F>,
     y: &mut Array<F>,
     vectors: u32,
+    x_pitch: u32,
     pitch: u32,
     outputs: u32,
     #[comptime] plan: Plan,
@@ -76,6 +78,7 @@ fn few_rows<F: Float, N: Size>(
     let units = comptime!(plan.team.units as usize);
     let ahead = comptime!(plan.ahead);
     let vectors = vectors as usize;
+    let x_pitch = x_pitch as usize;
     let outputs = outputs as usize;
     let lane = UNIT_POS as usize % units;
     let team = CUBE_POS * comptime!(plan.team.per_cube as usize) + UNIT_POS as usize / units;
@@ -110,7 +113,7 @@ fn few_rows<F: Float, N: Size>(
                 x,
                 &mut sums,
                 base + comptime!(j * plan.team.units as usize),
-                vectors,
+                x_pitch,
                 comptime!(j * plan.outputs),
                 plan,
             );
@@ -124,7 +127,7 @@ fn few_rows<F: Float, N: Size>(
             for o in 0..plan.outputs {
                 w[o] = weight[begins[o] + at];
             }
-            add_products::<F, N>(&w, x, &mut sums, at, vectors, 0usize, plan);
+            add_products::<F, N>(&w, x, &mut sums, at, x_pitch, 0usize, plan);
         }
     }
 
@@ -147,27 +150,39 @@ fn few_rows<F: Float, N: Size>(
     }
 }
 
-/// The widest vector of at most 16 bytes in which `x` and the rows of the weight can be read, or nothing where the latter are not
-/// dense.
-fn width<R: CubeRuntime>(weight: &CubeTensor<R>, inputs: usize) -> Option<usize> {
-    let strides = weight.meta.strides();
-    let dense = (strides[1] == 1 || inputs == 1) && strides[0] >= inputs;
-    let size = weight.dtype().size();
-    let offset = weight.handle.offset_start.unwrap_or(0) as usize;
-    let fits = |n: &usize| inputs.is_multiple_of(*n) && strides[0].is_multiple_of(*n) && offset.is_multiple_of(*n * size);
-    dense.then(|| weight.client.io_optimized_vector_sizes(size).filter(|n| n * size <= 16).find(fits).unwrap_or(1))
+/// Whether rows lie densely, if not one behind the other.
+fn dense<R: CubeRuntime>(matrix: &CubeTensor<R>, inputs: usize) -> bool {
+    let strides = matrix.meta.strides();
+    (strides[1] == 1 || inputs == 1) && strides[0] >= inputs
+}
+
+/// The widest vector of at most 16 bytes in which rows of all can be read.
+fn width<R: CubeRuntime>(matrices: [&CubeTensor<R>; 2], inputs: usize) -> usize {
+    let size = matrices[0].dtype().size();
+    let fits = |n: &usize| {
+        inputs.is_multiple_of(*n)
+            && matrices.iter().all(|matrix| {
+                let offset = matrix.handle.offset_start.unwrap_or(0) as usize;
+                matrix.meta.strides()[0].is_multiple_of(*n) && offset.is_multiple_of(*n * size)
+            })
+    };
+    matrices[0].client.io_optimized_vector_sizes(size).filter(|n| n * size <= 16).find(fits).unwrap_or(1)
 }
 
 /// `x [rows, in] weight [out, in]^T (+ bias [out])` in their dtype, or nothing where another path has to: too many rows, a weight by
 /// columns, an odd size.
 pub(super) fn product<R: CubeRuntime>(x: &CubeTensor<R>, weight: &CubeTensor<R>, bias: Option<&CubeTensor<R>>) -> Option<CubeTensor<R>> {
     let ([rows, inputs], [outputs, _]): ([usize; 2], [usize; 2]) = (x.shape().dims(), weight.shape().dims());
-    if rows > MOST || u32::try_from(outputs * rows).is_err() {
+    if rows > MOST || u32::try_from(outputs * rows).is_err() || !dense(weight, inputs) {
         return None;
     }
-    let width = width(weight, inputs)?;
+    // Rows of a part of a product are read where they lie, unless that would narrow the vectors.
+    let narrow = || width([x, weight], inputs) < width([weight, weight], inputs);
+    let x = if !dense(x, inputs) || narrow() { packed(x.clone()) } else { x.clone() };
+    let width = width([&x, weight], inputs);
     let device = Device::of(&x.client);
-    let pitch = weight.meta.strides()[0] / width;
+    let pitches = [&x, weight].map(|matrix| u32::try_from(matrix.meta.strides()[0] / width).ok());
+    let [Some(x_pitch), Some(pitch)] = pitches else { return None };
     let vectors = inputs / width;
     let units = 32.min(device.max_units).min(vectors.next_power_of_two().max(8) as u32);
     let units = if device.plane_ops && device.plane.0 == device.plane.1 { device.plane.0.min(device.max_units) } else { units };
@@ -175,7 +190,6 @@ pub(super) fn product<R: CubeRuntime>(x: &CubeTensor<R>, weight: &CubeTensor<R>,
     // With more rows of `x` each vector of it serves more rows of the weight.
     let (at_a_time, ahead) = if rows == 1 { (2, 2) } else { (4, 1) };
     let plan = Plan { team, rows, outputs: at_a_time, ahead, biased: bias.is_some() };
-    let x = packed(x.clone());
     let y = empty(&x, [rows, outputs], x.dtype());
     let cubes = outputs.div_ceil(at_a_time).div_ceil(team.per_cube as usize);
     // SAFETY: the kernel guards vectors of a row and rows of the weight; `u32` holds both, since `pitch` is less than a row's bytes.
@@ -192,7 +206,8 @@ pub(super) fn product<R: CubeRuntime>(x: &CubeTensor<R>, weight: &CubeTensor<R>,
             array(bias.unwrap_or(&x)),
             array(&y),
             vectors as u32,
-            u32::try_from(pitch).ok()?,
+            x_pitch,
+            pitch,
             outputs as u32,
             plan,
             x.dtype().into(),
