@@ -137,7 +137,7 @@ pub struct Summary {
     pub report: Report,
 }
 
-/// One combination of what a recipe varies.
+/// What a cell is called.
 pub(crate) struct CellName {
     /// File name of its result.
     pub id: String,
@@ -145,26 +145,40 @@ pub(crate) struct CellName {
     pub label: String,
 }
 
+/// One combination of what a recipe varies.
+pub(crate) trait Combination: Sync {
+    /// What to call it.
+    fn name(&self) -> CellName;
+}
+
+/// The result of a cell.
+pub(crate) trait Finding: Serialize + DeserializeOwned {
+    /// In a few words.
+    fn words(&self) -> String;
+}
+
 /// A recipe that can be run: a list of cells, and a report made of their results.
 pub(crate) trait Experiment: Sync {
     /// One combination.
-    type Cell: Sync;
+    type Cell: Combination;
     /// Its result.
-    type Found: Serialize + DeserializeOwned;
+    type Found: Finding;
 
-    /// Refuses values that make no sense.
+    /// Refuses values that make no sense, those of [`Experiment::training`] and of [`Experiment::cells`] aside.
     fn check(&self) -> Result<(), EvalError>;
+
+    /// How its models learn, where there are any.
+    fn training(&self) -> Option<&Training> {
+        None
+    }
 
     /// Refuses what the surroundings lack, such as a data file.
     fn ready(&self) -> Result<(), EvalError> {
         Ok(())
     }
 
-    /// All combinations, in the order in which they are run.
+    /// All combinations, in the order in which they are run. Refuses what no model can be made of.
     fn cells(&self) -> Result<Vec<Self::Cell>, EvalError>;
-
-    /// What to call one.
-    fn name(&self, cell: &Self::Cell) -> CellName;
 
     /// A guess at the seconds that one takes on a GPU or a CPU. Only the proportions matter once the first is under way.
     fn seconds(&self, cell: &Self::Cell, gpu: bool) -> f64;
@@ -176,9 +190,6 @@ pub(crate) trait Experiment: Sync {
         running: &mut Running<'_>,
         device: &B::Device,
     ) -> Result<Option<Self::Found>, EvalError>;
-
-    /// A result in a few words.
-    fn words(&self, found: &Self::Found) -> String;
 
     /// The report, from all results.
     fn report(&self, found: &[(Self::Cell, Self::Found)]) -> Report;
@@ -266,7 +277,7 @@ fn run_on<B: TrainBackend, E: Experiment>(
     let folder = Folder::open(&options.out_dir, &options.recipe, options.resume)?;
     let mut found = Vec::new();
     for cell in &cells {
-        found.push(folder.finished::<E::Found>(&experiment.name(cell).id)?);
+        found.push(folder.finished::<E::Found>(&cell.name().id)?);
     }
     let guess = |cell: &E::Cell| experiment.seconds(cell, gpu).max(1e-3);
     let mut later: f64 = cells.iter().zip(&found).filter(|(_, found)| found.is_none()).map(|(cell, _)| guess(cell)).sum();
@@ -278,7 +289,7 @@ fn run_on<B: TrainBackend, E: Experiment>(
         if slot.is_some() {
             continue;
         }
-        let CellName { id, label } = experiment.name(cell);
+        let CellName { id, label } = cell.name();
         watch.event(Event::Begin { number: number + 1, label: label.clone() });
         later -= guess(cell);
         let pace = Pace { later, guessed, real };
@@ -293,7 +304,7 @@ fn run_on<B: TrainBackend, E: Experiment>(
             return Ok(Outcome::Interrupted { finished, cells: cells.len() });
         };
         folder.finish(&id, &result)?;
-        watch.event(Event::Done { label, text: experiment.words(&result) });
+        watch.event(Event::Done { label, text: result.words() });
         *slot = Some(result);
         // What one model leaves in the memory pools is of no use to the next.
         <B::InnerBackend as Backend>::memory_cleanup(device);

@@ -17,7 +17,7 @@ use super::curriculum::{Curriculum, TEST, TRAIN, generator};
 use super::fit::{self, Learned, Task, Training};
 use super::report::{Report, Verdict};
 use super::sweep::{self, Cell, Group, Models};
-use super::{CellName, Experiment, Running};
+use super::{Experiment, Running};
 use crate::EvalError;
 
 mod page;
@@ -238,17 +238,15 @@ impl Experiment for Phonebook {
     type Found = Learned;
 
     fn check(&self) -> Result<(), EvalError> {
-        self.models.check()?;
-        self.task.check()?;
-        self.training.check()
+        self.task.check()
+    }
+
+    fn training(&self) -> Option<&Training> {
+        Some(&self.training)
     }
 
     fn cells(&self) -> Result<Vec<Cell>, EvalError> {
         self.models.cells(self.books().words.len(), &self.training)
-    }
-
-    fn name(&self, cell: &Cell) -> CellName {
-        cell.name()
     }
 
     fn seconds(&self, cell: &Cell, gpu: bool) -> f64 {
@@ -258,10 +256,6 @@ impl Experiment for Phonebook {
 
     fn run<B: TrainBackend>(&self, cell: &Cell, running: &mut Running<'_>, device: &B::Device) -> Result<Option<Learned>, EvalError> {
         cell.run::<B>(&self.training, &self.books(), running, device)
-    }
-
-    fn words(&self, found: &Learned) -> String {
-        sweep::words(found)
     }
 
     fn report(&self, found: &[(Cell, Learned)]) -> Report {

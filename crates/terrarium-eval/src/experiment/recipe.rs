@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Copying, Experiment, LayerMix, Mqar, Phonebook, Scaling, Speed};
+use super::{Copying, Experiment, LayerMix, Mqar, Phonebook, Scaling, Speed, Training};
 use crate::EvalError;
 
 /// What to run. In JSON the key `experiment` says which one; unknown keys are mistakes.
@@ -101,6 +101,7 @@ impl Recipe {
 
 fn complete(experiment: &impl Experiment) -> Result<(), EvalError> {
     experiment.check()?;
+    experiment.training().map_or(Ok(()), Training::check)?;
     experiment.cells().map(drop)
 }
 

@@ -12,7 +12,7 @@ use terrarium_train::plot::{Figure, Panel, Scale, Series};
 use super::arch::Architecture;
 use super::report::{Check, Report, Table, Verdict};
 use super::stats::short;
-use super::{CellName, Experiment, Running};
+use super::{CellName, Combination, Experiment, Finding, Running};
 use crate::EvalError;
 use crate::timing::{Load, Part, time_model};
 
@@ -122,6 +122,36 @@ fn word(part: Part) -> &'static str {
     }
 }
 
+impl Combination for Cell {
+    fn name(&self) -> CellName {
+        match self {
+            Cell::Operation { shape, over_states } => {
+                let (op, l, n) = facts(*shape);
+                let state = n.map_or(String::new(), |n| format!(" N={n}"));
+                CellName {
+                    id: format!("op{op}-l{l}-n{}-{}", n.unwrap_or(0), if *over_states { "states" } else { "lengths" }),
+                    label: format!("{} L={l}{state}", OPERATIONS[op]),
+                }
+            }
+            Cell::Model { architecture, index, part, length, .. } => CellName {
+                id: format!("model{index}-{}-l{length}", word(*part)),
+                label: format!("{} {} L={length}", architecture.name, word(*part)),
+            },
+        }
+    }
+}
+
+impl Finding for Timed {
+    fn words(&self) -> String {
+        let mut words: Vec<String> = Vec::new();
+        words.extend(self.ms.map(|ms| format!("{ms:.3} ms")));
+        words.extend(self.both_ms.map(|ms| format!("with backward {ms:.3} ms")));
+        words.extend(self.tokens_per_s.map(|speed| format!("{} tokens/s", short(speed))));
+        words.extend(self.note.clone());
+        words.join(", ")
+    }
+}
+
 impl Operations {
     fn cells(&self) -> Vec<Cell> {
         let Self { heads: h, head_dim: p, tokens, state, .. } = *self;
@@ -167,23 +197,6 @@ impl Experiment for Speed {
         Ok(cells)
     }
 
-    fn name(&self, cell: &Cell) -> CellName {
-        match cell {
-            Cell::Operation { shape, over_states } => {
-                let (op, l, n) = facts(*shape);
-                let state = n.map_or(String::new(), |n| format!(" N={n}"));
-                CellName {
-                    id: format!("op{op}-l{l}-n{}-{}", n.unwrap_or(0), if *over_states { "states" } else { "lengths" }),
-                    label: format!("{} L={l}{state}", OPERATIONS[op]),
-                }
-            }
-            Cell::Model { architecture, index, part, length, .. } => CellName {
-                id: format!("model{index}-{}-l{length}", word(*part)),
-                label: format!("{} {} L={length}", architecture.name, word(*part)),
-            },
-        }
-    }
-
     fn seconds(&self, cell: &Cell, gpu: bool) -> f64 {
         match cell {
             Cell::Operation { .. } if self.operations.quick => 0.2,
@@ -209,15 +222,6 @@ impl Experiment for Speed {
         };
         running.log.line(&serde_json::to_value(&found).unwrap_or_default());
         Ok(Some(found))
-    }
-
-    fn words(&self, found: &Timed) -> String {
-        let mut words: Vec<String> = Vec::new();
-        words.extend(found.ms.map(|ms| format!("{ms:.3} ms")));
-        words.extend(found.both_ms.map(|ms| format!("with backward {ms:.3} ms")));
-        words.extend(found.tokens_per_s.map(|speed| format!("{} tokens/s", short(speed))));
-        words.extend(found.note.clone());
-        words.join(", ")
     }
 
     fn report(&self, found: &[(Cell, Timed)]) -> Report {

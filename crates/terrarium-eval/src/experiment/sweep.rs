@@ -7,10 +7,10 @@ use terrarium_models::DecoderConfig;
 use terrarium_train::plot::Series;
 
 use super::arch::{Architecture, Kind};
-use super::fit::{self, Learned, Student, Task, Training};
+use super::fit::{self, Learned, Stage, Student, Task, Training};
 use super::report::{Check, Table};
 use super::stats::{Spread, short};
-use super::{CellName, Running};
+use super::{CellName, Combination, Running};
 use crate::EvalError;
 
 /// Models to compare.
@@ -79,6 +79,7 @@ impl Models {
 
     /// Seed after seed, so that a run that is cut short has compared all architectures.
     pub(crate) fn cells(&self, vocab: usize, training: &Training) -> Result<Vec<Cell>, EvalError> {
+        self.check()?;
         let mut cells = Vec::new();
         for seed in &self.seeds {
             for (index, architecture) in self.architectures.iter().enumerate() {
@@ -148,15 +149,17 @@ fn mean_of(groups: &[Group<'_>], index: usize, score: &str) -> f64 {
     Spread::of(groups.iter().filter(|group| group.index == index).map(|group| group.score(score).mean)).mean
 }
 
-impl Cell {
-    pub fn name(&self) -> CellName {
+impl Combination for Cell {
+    fn name(&self) -> CellName {
         let Self { architecture, index, width, lr, seed, config } = self;
         CellName {
             id: format!("a{index}-d{width}-l{}-lr{lr:e}-s{seed}", config.layers.len()),
             label: format!("{} d={width} lr={lr:e} seed {seed}", architecture.name),
         }
     }
+}
 
+impl Cell {
     pub fn run<B: TrainBackend>(
         &self,
         training: &Training,
@@ -164,8 +167,18 @@ impl Cell {
         running: &mut Running<'_>,
         device: &B::Device,
     ) -> Result<Option<Learned>, EvalError> {
-        let student = Student { config: &self.config, training, steps: training.steps, lr: self.lr, seed: self.seed };
-        fit::fit::<B>(&student, task, running, device)
+        let stage = Stage { task, steps: training.steps, rows: training.batch, lr: self.lr, rotary_base: None };
+        self.run_stages::<B, _>(training, &[stage], running, device)
+    }
+
+    pub fn run_stages<B: TrainBackend, T: Task>(
+        &self,
+        training: &Training,
+        stages: &[Stage<T>],
+        running: &mut Running<'_>,
+        device: &B::Device,
+    ) -> Result<Option<Learned>, EvalError> {
+        fit::fit::<B, T>(Student { config: &self.config, training, seed: self.seed }, stages, running, device)
     }
 
     /// One line of `cells.csv`.
@@ -286,13 +299,6 @@ pub(crate) fn notes(models: &Models, training: &Training) -> Vec<String> {
         notes.push("Of several learning rates, the best by the first measurement counts.".to_string());
     }
     notes
-}
-
-/// A result in a few words.
-pub(crate) fn words(found: &Learned) -> String {
-    let scores = found.scores.iter().map(|(name, value)| format!("{name} {value:.3}")).collect::<Vec<_>>().join(", ");
-    let end = if found.diverged { ", diverged" } else { "" };
-    format!("{scores}; {} steps in {:.1} s, {} tokens/s{end}", found.steps, found.seconds, short(found.tokens_per_s))
 }
 
 /// Numbers in a sentence.
