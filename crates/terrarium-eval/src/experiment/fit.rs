@@ -201,7 +201,9 @@ impl Pace {
 
 impl Finding for Learned {
     fn words(&self) -> String {
-        let scores = self.scores.iter().map(|(name, value)| format!("{name} {value:.3}")).collect::<Vec<_>>().join(", ");
+        // The last stage has the last of many.
+        let shown = &self.scores[self.scores.len().saturating_sub(4)..];
+        let scores = shown.iter().map(|(name, value)| format!("{name} {value:.3}")).collect::<Vec<_>>().join(", ");
         let end = if self.diverged { ", diverged" } else { "" };
         format!("{scores}; {} steps in {:.1} s, {} tokens/s{end}", self.steps, self.seconds, short(self.tokens_per_s))
     }

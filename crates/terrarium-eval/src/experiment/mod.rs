@@ -6,6 +6,7 @@ mod curriculum;
 mod fit;
 mod folder;
 mod layer_mix;
+mod long_context;
 mod mqar;
 mod phonebook;
 mod recipe;
@@ -31,8 +32,9 @@ use crate::EvalError;
 pub use arch::{Architecture, Kind};
 pub use copying::{CopyTask, Copying};
 pub use curriculum::Curriculum;
-pub use fit::{Learned, Training};
+pub use fit::{Learned, Pace, Training};
 pub use layer_mix::LayerMix;
+pub use long_context::{Continuation, LongContext, LongTask, Part};
 pub use mqar::{Mqar, MqarTask};
 pub use phonebook::{Phonebook, PhonebookTask, Variant};
 pub use recipe::{Recipe, recipe_names};
@@ -202,7 +204,7 @@ pub(crate) struct Running<'a> {
     /// Raised to leave.
     pub stop: &'a StopFlag,
     watch: &'a mut dyn Watch,
-    pace: &'a Pace,
+    guessed: &'a Guessed,
     /// Guessed seconds of this cell.
     guess: f64,
     begun: Instant,
@@ -212,13 +214,13 @@ impl Running<'_> {
     /// Tells how far the cell is.
     pub fn step(&mut self, step: usize, steps: usize, text: String) {
         let share = step as f64 / steps.max(1) as f64;
-        let left = self.pace.left(self.guess, share, self.begun.elapsed());
+        let left = self.guessed.left(self.guess, share, self.begun.elapsed());
         self.watch.event(Event::Step { step, steps, text, left });
     }
 }
 
 /// Guesses and what they turned out to be.
-struct Pace {
+struct Guessed {
     /// Guessed seconds of the cells after the running one.
     later: f64,
     /// Guessed and real seconds of the cells run so far.
@@ -226,7 +228,7 @@ struct Pace {
     real: f64,
 }
 
-impl Pace {
+impl Guessed {
     /// Time left when `share` of a cell of `guess` seconds took `elapsed`.
     fn left(&self, guess: f64, share: f64, elapsed: Duration) -> Duration {
         let guessed = self.guessed + share * guess;
@@ -248,6 +250,7 @@ pub fn run(options: &Options, watch: &mut dyn Watch) -> Result<Outcome, EvalErro
         Recipe::Phonebook(experiment) => launch(experiment, options, watch),
         Recipe::LayerMix(experiment) => launch(experiment, options, watch),
         Recipe::Scaling(experiment) => launch(experiment, options, watch),
+        Recipe::LongContext(experiment) => launch(experiment, options, watch),
         Recipe::Speed(experiment) => launch(experiment, options, watch),
     }
 }
@@ -292,9 +295,9 @@ fn run_on<B: TrainBackend, E: Experiment>(
         let CellName { id, label } = cell.name();
         watch.event(Event::Begin { number: number + 1, label: label.clone() });
         later -= guess(cell);
-        let pace = Pace { later, guessed, real };
+        let guesses = Guessed { later, guessed, real };
         let begun = Instant::now();
-        let mut running = Running { log: folder.log(&id)?, stop: &options.stop, watch, pace: &pace, guess: guess(cell), begun };
+        let mut running = Running { log: folder.log(&id)?, stop: &options.stop, watch, guessed: &guesses, guess: guess(cell), begun };
         let result = if options.stop.requested() { None } else { experiment.run::<B>(cell, &mut running, device)? };
         guessed += guess(cell);
         real += begun.elapsed().as_secs_f64();

@@ -40,7 +40,7 @@ pub(crate) struct Cell {
 }
 
 /// A Transformer below this has learnt nothing that others could match or miss.
-const LEARNT: f64 = 0.2;
+pub(crate) const LEARNT: f64 = 0.2;
 
 /// One size of an architecture, and the rates that it learns at.
 #[derive(Clone, Copy)]
@@ -262,20 +262,28 @@ impl<'a> Group<'a> {
     }
 }
 
+/// What [`model`] says, column by column.
+pub(crate) const MODEL: [&str; 6] = ["architecture", "width", "layers", "state", "parameters", "lr"];
+
+/// The first columns of a group's row.
+pub(crate) fn model(group: &Group<'_>) -> Vec<String> {
+    vec![
+        group.architecture.name.clone(),
+        group.width.to_string(),
+        group.config.layers.len().to_string(),
+        group.architecture.state().map_or("-".to_string(), |state| state.to_string()),
+        short(group.config.parameters() as f64),
+        format!("{:e}", group.lr),
+    ]
+}
+
 /// Averages over seeds.
 pub(crate) fn table(groups: &[Group<'_>], scores: &[String]) -> Table {
-    let mut columns: Vec<String> = ["architecture", "width", "layers", "state", "parameters", "lr"].map(String::from).to_vec();
+    let mut columns = MODEL.map(String::from).to_vec();
     columns.extend(scores.iter().cloned());
     columns.extend(["steps", "FLOP", "seconds", "tokens/s"].map(String::from));
     let row = |group: &Group<'_>| {
-        let mut row = vec![
-            group.architecture.name.clone(),
-            group.width.to_string(),
-            group.config.layers.len().to_string(),
-            group.architecture.state().map_or("-".to_string(), |state| state.to_string()),
-            short(group.config.parameters() as f64),
-            format!("{:e}", group.lr),
-        ];
+        let mut row = model(group);
         row.extend(scores.iter().map(|name| group.score(name).to_string()));
         row.extend([
             format!("{:.0}", group.mean(|run| run.steps as f64)),
