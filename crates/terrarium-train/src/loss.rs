@@ -65,6 +65,11 @@ fn slices<B: Backend>(count: usize, vocab: usize, dtype: DType, device: &B::Devi
     (0..count).step_by(each).map(move |start| (start, (start + each).min(count)))
 }
 
+/// How many labels of `count` the head is asked for at once.
+pub fn at_once<B: Backend>(count: usize, vocab: usize, dtype: DType, device: &B::Device) -> usize {
+    slices::<B>(count, vocab, dtype, device).next().map_or(0, |(start, end)| end - start)
+}
+
 /// Adds the gradients of `scale` times the summed cross-entropy of `batch` to `grads`; gives the sum itself, `[1]`.
 ///
 /// The head is differentiated slice by slice on a detached copy of the hidden states, whose gradient then goes through the

@@ -102,6 +102,7 @@ impl Watch for Bar<'_> {
                 self.bar.set_prefix(format!("{text}, {} left", time(left)));
                 self.bar.set_position(step as u64);
             }
+            Event::Note(text) => self.note(&text),
             Event::Done { label, text } => self.note(&format!("{label}: {text}")),
         }
     }

@@ -16,7 +16,7 @@ use super::curriculum::{Curriculum, TEST, TRAIN, generator};
 use super::fit::{self, Learned, Task, Training};
 use super::report::{Report, Verdict};
 use super::sweep::{self, Cell, Group, Models};
-use super::{Experiment, Running};
+use super::{Experiment, Running, Subject};
 use crate::EvalError;
 
 /// The experiment.
@@ -152,6 +152,10 @@ impl Experiment for Copying {
 
     fn cells(&self) -> Result<Vec<Cell>, EvalError> {
         self.models.cells(self.task.letters + SPECIAL, &self.training)
+    }
+
+    fn subjects(&self, cells: &[Cell]) -> Vec<Subject> {
+        sweep::subjects(cells, self.training.batch, 2 * self.task.longest() + 1, 0.5)
     }
 
     fn seconds(&self, cell: &Cell, gpu: bool) -> f64 {

@@ -20,6 +20,7 @@ use super::arch::forward_flop;
 use super::stats::short;
 use super::{Finding, Running};
 use crate::EvalError;
+use crate::timing::memory;
 
 /// How the models of an experiment learn.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -165,6 +166,12 @@ pub struct Learned {
     /// One per stage of training.
     #[serde(default)]
     pub pace: Vec<Pace>,
+    /// What a matrix product reached on the device, FLOP per second.
+    #[serde(default)]
+    pub ceiling: Option<f64>,
+    /// The most memory taken at once; see [`crate::timing::memory`].
+    #[serde(default)]
+    pub memory: Option<u64>,
 }
 
 /// How fast a stage went, its first tenth left out: kernels are compiled there.
@@ -210,6 +217,16 @@ impl Finding for Learned {
 }
 
 impl Learned {
+    /// The pace of all stages together.
+    pub fn total(&self) -> Pace {
+        Pace::sum(&self.pace)
+    }
+
+    /// Arithmetic per second as a share of what a matrix product reached.
+    pub fn utilisation(&self) -> Option<f64> {
+        self.ceiling.map(|ceiling| self.total().flop_per_s() / ceiling)
+    }
+
     /// A measurement by its name.
     pub fn score(&self, name: &str) -> Option<f64> {
         self.scores.iter().find(|(found, _)| found == name).map(|(_, value)| *value)
@@ -247,6 +264,8 @@ pub(crate) fn fit<B: TrainBackend, T: Task>(
     }
     let mut found = learner.found;
     found.scores = scores;
+    found.ceiling = running.ceiling;
+    found.memory = memory::<B>(device);
     finite(&mut found);
     Ok(Some(found))
 }
@@ -297,6 +316,8 @@ impl<'a, B: TrainBackend> Learner<'a, B> {
                 curve: Vec::new(),
                 precision: format!("{:?}", precision.unwrap_or(DType::F32)).to_lowercase(),
                 pace: Vec::new(),
+                ceiling: None,
+                memory: None,
             },
             before: 0,
             warm: 0,

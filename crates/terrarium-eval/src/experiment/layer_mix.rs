@@ -11,7 +11,7 @@ use super::report::{Check, Report, Verdict};
 use super::stats::Spread;
 use super::sweep::{self, Cell, Group, Models};
 use super::text::{LOSS, TextTask, VOCAB, notes};
-use super::{Experiment, Running};
+use super::{Experiment, Running, Subject};
 use crate::EvalError;
 
 /// How many of the layers attend: from none to all.
@@ -119,6 +119,10 @@ impl Experiment for LayerMix {
 
     fn cells(&self) -> Result<Vec<Cell>, EvalError> {
         self.lineup()?.cells(VOCAB, &self.training)
+    }
+
+    fn subjects(&self, cells: &[Cell]) -> Vec<Subject> {
+        sweep::subjects(cells, self.training.batch, self.task.length, 1.0)
     }
 
     fn seconds(&self, cell: &Cell, gpu: bool) -> f64 {

@@ -21,13 +21,12 @@ use terrarium_train::plot::{Figure, Panel, Scale, Series};
 
 use super::arch::{Architecture, Kind};
 use super::curriculum::{TEST, TRAIN, generator};
-use super::fit::{self, Learned, Pace, Stage, Task, Training};
+use super::fit::{self, Learned, Stage, Task, Training};
 use super::phonebook::{KEYS, Shelf, Shots, Variant, holds, whole};
 use super::report::{Check, Report, Table, Verdict};
-use super::stats::{Spread, short};
 use super::sweep::{self, Cell, Group, LEARNT, Models};
 use super::text::{self, Text};
-use super::{Experiment, Running};
+use super::{Experiment, Running, Subject};
 use crate::EvalError;
 
 /// The experiment.
@@ -55,7 +54,7 @@ pub struct LongTask {
     /// Tokens of a row at first.
     pub length: usize,
     /// Kinds of rows: steps take them in turn.
-    pub mix: Vec<Part>,
+    pub mix: Vec<Rows>,
     /// Rows of `phonebook` and `needles` are so many times shorter than the stage's length, in turn, and as many times more.
     #[serde(default = "whole_rows")]
     pub divisors: Vec<usize>,
@@ -77,7 +76,7 @@ pub struct LongTask {
 /// A kind of rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Part {
+pub enum Rows {
     /// Text.
     Text,
     /// Phonebook lookup.
@@ -218,7 +217,7 @@ impl Task for Lesson<'_> {
         let task = &self.recipe.task;
         let (cycle, place) = (step / task.mix.len(), step % task.mix.len());
         let part = task.mix[place];
-        let count = |parts: &[Part]| parts.iter().filter(|other| **other == part).count();
+        let count = |parts: &[Rows]| parts.iter().filter(|other| **other == part).count();
         // How often this kind had its turn before.
         let turn = cycle * count(&task.mix) + count(&task.mix[..place]);
         let divisor = task.divisors[turn % task.divisors.len()];
@@ -226,9 +225,9 @@ impl Task for Lesson<'_> {
         // Stages draw from streams of their own.
         let stream = [TRAIN, seed ^ ((self.length as u64) << 32), step as u64];
         match part {
-            Part::Text => self.text.drawn(stream[1], step, rows, self.length),
-            Part::Phonebook => behind(self.shelf.rows(Variant::Standard, length, task.shots(length), stream, rows_here)),
-            Part::Needles => task.needle_rows(self.text, length, task.needles, stream, rows_here),
+            Rows::Text => self.text.drawn(stream[1], step, rows, self.length),
+            Rows::Phonebook => behind(self.shelf.rows(Variant::Standard, length, task.shots(length), stream, rows_here)),
+            Rows::Needles => task.needle_rows(self.text, length, task.needles, stream, rows_here),
         }
     }
 
@@ -259,8 +258,8 @@ impl Task for Lesson<'_> {
                 needles += whole(&fit::right(model, &batch, device));
             }
             let share = |count: usize| count as f64 / task.test_rows as f64;
-            scores.push((lookup_name(Part::Phonebook, *length, self.length), share(numbers)));
-            scores.push((lookup_name(Part::Needles, *length, self.length), share(needles)));
+            scores.push((lookup_name(Rows::Phonebook, *length, self.length), share(numbers)));
+            scores.push((lookup_name(Rows::Needles, *length, self.length), share(needles)));
         }
         scores
     }
@@ -275,8 +274,8 @@ fn loss_name((from, to): (usize, usize), after: usize) -> String {
     format!("loss at {from} to {to}, after {after}")
 }
 
-fn lookup_name(part: Part, length: usize, after: usize) -> String {
-    let part = if part == Part::Phonebook { "phonebook" } else { "needles" };
+fn lookup_name(part: Rows, length: usize, after: usize) -> String {
+    let part = if part == Rows::Phonebook { "phonebook" } else { "needles" };
     format!("{part} of {length}, after {after}")
 }
 
@@ -393,6 +392,13 @@ impl Experiment for LongContext {
         Some(&self.training)
     }
 
+    fn subjects(&self, cells: &[Cell]) -> Vec<Subject> {
+        let longest = self.continuation.last().map(|stage| (stage.batch, stage.length));
+        let steps = std::iter::once((self.training.batch, self.task.length)).chain(longest);
+        // Of text: a row ends with a position that is not predicted.
+        steps.flat_map(|(rows, length)| sweep::subjects(cells, rows, length, 1.0)).collect()
+    }
+
     fn ready(&self) -> Result<(), EvalError> {
         self.text().map(drop)
     }
@@ -440,11 +446,11 @@ impl LongContext {
         columns.push("after".to_string());
         columns.push(format!("loss below {}", task.length));
         columns.push(format!("loss beyond {}", task.length));
-        let parts = [Part::Phonebook, Part::Needles];
+        let parts = [Rows::Phonebook, Rows::Needles];
         for part in parts {
             columns.extend(task.test_lengths.iter().map(|length| lookup_name(part, *length, 0).replace(", after 0", "")));
         }
-        columns.push("tokens/s".to_string());
+        columns.extend(sweep::SPEED.map(String::from));
         let mut rows = Vec::new();
         for group in groups {
             for (stage, after) in self.lengths().into_iter().enumerate() {
@@ -455,8 +461,7 @@ impl LongContext {
                 for part in parts {
                     row.extend(task.test_lengths.iter().map(|length| group.score(&lookup_name(part, *length, after)).to_string()));
                 }
-                let pace = group.runs.iter().filter_map(|run| run.pace.get(stage)).map(Pace::tokens_per_s);
-                row.push(short(Spread::of(pace).mean));
+                row.extend(sweep::speed(group, |run| run.pace.get(stage).copied().unwrap_or_default()));
                 rows.push(row);
             }
         }
@@ -467,7 +472,7 @@ impl LongContext {
         let task = &self.task;
         let mut lengths = task.test_lengths.clone();
         lengths.sort_unstable();
-        let lookups = |part: Part, after: usize| Panel {
+        let lookups = |part: Rows, after: usize| Panel {
             title: format!("{part:?}: numbers that are right, after {after}"),
             x: "Tokens of the row".into(),
             x_scale: Scale::Log2,
@@ -506,7 +511,7 @@ impl LongContext {
         for after in [task.length, self.longest()] {
             panels.extend(losses.next().map(|series| loss(series, after)));
         }
-        for part in [Part::Phonebook, Part::Needles] {
+        for part in [Rows::Phonebook, Rows::Needles] {
             panels.extend([task.length, self.longest()].map(|after| lookups(part, after)));
         }
         Figure { title: "Continued at longer lengths".into(), panels }
@@ -540,7 +545,7 @@ impl LongContext {
                 continue;
             };
             let near = self.task.test_lengths.iter().copied().min().unwrap_or(length);
-            let at = |books: usize, after: usize| of(architecture, &lookup_name(Part::Phonebook, books, after));
+            let at = |books: usize, after: usize| of(architecture, &lookup_name(Rows::Phonebook, books, after));
             let (known, before, after) = (at(near, longest).max(at(near, length)), at(most, length), at(most, longest));
             let text = format!("{} {before:.3} before, {after:.3} after; {known:.3} at {near} tokens", architecture.name);
             checks.push(if known < LEARNT {
@@ -549,7 +554,7 @@ impl LongContext {
                 Check::measured(claim, after > 0.5 * known && after > LEARNT, text)
             });
         }
-        checks.extend(self.models.lag(groups, &lookup_name(Part::Phonebook, most, longest), 0.05));
+        checks.extend(self.models.lag(groups, &lookup_name(Rows::Phonebook, most, longest), 0.05));
         Verdict { checks }
     }
 
@@ -643,8 +648,8 @@ mod tests {
                 assert!(batch.ids.len() <= whole && 10 * batch.ids.len() > 8 * whole, "{} of {whole}", batch.ids.len());
                 assert!(batch.ids.iter().all(|id| (*id as usize) < vocabulary) && batch.labelled() > 0);
                 let part = recipe.task.mix[step % recipe.task.mix.len()];
-                assert_eq!(batch.ids.iter().all(|id| *id >= BYTES), part == Part::Phonebook);
-                assert_eq!(batch.labelled() == batch.ids.len(), part == Part::Text);
+                assert_eq!(batch.ids.iter().all(|id| *id >= BYTES), part == Rows::Phonebook);
+                assert_eq!(batch.labelled() == batch.ids.len(), part == Rows::Text);
             }
         }
     }

@@ -20,21 +20,26 @@ mod text;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use burn::tensor::DType;
 use burn::tensor::backend::Backend;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use terrarium_kernels::TrainBackend;
 use terrarium_kernels::backend::{BackendTask, DeviceSpec, with_backend};
+use terrarium_kernels::measure::{self, Machine, MeasureError};
+use terrarium_models::DecoderConfig;
 use terrarium_train::StopFlag;
 
 use crate::EvalError;
+use crate::timing::{Load, Part, Step, time_model};
 
+pub(crate) use arch::forward_flop;
 pub use arch::{Architecture, Kind};
 pub use copying::{CopyTask, Copying};
 pub use curriculum::Curriculum;
 pub use fit::{Learned, Pace, Training};
 pub use layer_mix::LayerMix;
-pub use long_context::{Continuation, LongContext, LongTask, Part};
+pub use long_context::{Continuation, LongContext, LongTask, Rows};
 pub use mqar::{Mqar, MqarTask};
 pub use phonebook::{Phonebook, PhonebookTask, Variant};
 pub use recipe::{Recipe, recipe_names};
@@ -75,6 +80,8 @@ pub enum Event {
         /// Backend and device in words.
         device: String,
     },
+    /// Something between the cells.
+    Note(String),
     /// A cell begins.
     Begin {
         /// Its number, from 1.
@@ -159,6 +166,31 @@ pub(crate) trait Finding: Serialize + DeserializeOwned {
     fn words(&self) -> String;
 }
 
+/// A training step to be taken apart.
+pub(crate) struct Subject {
+    /// File name of what is found.
+    pub id: String,
+    /// What the user reads.
+    pub label: String,
+    pub config: DecoderConfig,
+    /// Rows of a step and their tokens.
+    pub rows: usize,
+    pub length: usize,
+    /// Positions of a row that are predicted.
+    pub labelled: usize,
+}
+
+/// What was measured besides the cells.
+#[derive(Default)]
+pub(crate) struct Surroundings {
+    /// Backend and device in words.
+    pub device: String,
+    /// What it reaches.
+    pub machine: Option<Machine>,
+    /// Training steps under their labels.
+    pub steps: Vec<(String, Step)>,
+}
+
 /// A recipe that can be run: a list of cells, and a report made of their results.
 pub(crate) trait Experiment: Sync {
     /// One combination.
@@ -172,6 +204,11 @@ pub(crate) trait Experiment: Sync {
     /// How its models learn, where there are any.
     fn training(&self) -> Option<&Training> {
         None
+    }
+
+    /// Training steps that the report takes apart, one per kind of model.
+    fn subjects(&self, _cells: &[Self::Cell]) -> Vec<Subject> {
+        Vec::new()
     }
 
     /// Refuses what the surroundings lack, such as a data file.
@@ -203,6 +240,8 @@ pub(crate) struct Running<'a> {
     pub log: CellLog,
     /// Raised to leave.
     pub stop: &'a StopFlag,
+    /// What a matrix product reaches here, FLOP per second.
+    pub ceiling: Option<f64>,
     watch: &'a mut dyn Watch,
     guessed: &'a Guessed,
     /// Guessed seconds of this cell.
@@ -287,6 +326,12 @@ fn run_on<B: TrainBackend, E: Experiment>(
     let finished = found.iter().flatten().count();
     let estimate = Duration::try_from_secs_f64(later).unwrap_or_default();
     watch.event(Event::Plan { cells: cells.len(), finished, estimate, device: name.clone() });
+    let dtype = experiment.training().map(|training| training.precision.on::<B>(device).unwrap_or(DType::F32));
+    let machine = match dtype {
+        Some(dtype) => Some(machine::<B>(&folder, dtype, device)?),
+        None => None,
+    };
+    let ceiling = machine.as_ref().and_then(|machine| machine.matmul_tflops).map(|tflops| 1e12 * tflops);
     let (mut guessed, mut real) = (0.0, 0.0);
     for (number, (cell, slot)) in cells.iter().zip(&mut found).enumerate() {
         if slot.is_some() {
@@ -297,7 +342,8 @@ fn run_on<B: TrainBackend, E: Experiment>(
         later -= guess(cell);
         let guesses = Guessed { later, guessed, real };
         let begun = Instant::now();
-        let mut running = Running { log: folder.log(&id)?, stop: &options.stop, watch, guessed: &guesses, guess: guess(cell), begun };
+        let mut running =
+            Running { log: folder.log(&id)?, stop: &options.stop, ceiling, watch, guessed: &guesses, guess: guess(cell), begun };
         let result = if options.stop.requested() { None } else { experiment.run::<B>(cell, &mut running, device)? };
         guessed += guess(cell);
         real += begun.elapsed().as_secs_f64();
@@ -312,9 +358,50 @@ fn run_on<B: TrainBackend, E: Experiment>(
         // What one model leaves in the memory pools is of no use to the next.
         <B::InnerBackend as Backend>::memory_cleanup(device);
     }
+    let mut surroundings = Surroundings { device: name, machine, steps: Vec::new() };
+    let subjects = experiment.subjects(&cells);
+    if !subjects.is_empty() {
+        watch.event(Event::Note(format!("taking {} training steps apart", subjects.len())));
+    }
+    for subject in subjects {
+        if options.stop.requested() {
+            return Ok(Outcome::Interrupted { finished: cells.len(), cells: cells.len() });
+        }
+        let step = match folder.step(&subject.id)? {
+            Some(step) => Some(step),
+            None => step::<B>(&subject, dtype.unwrap_or(DType::F32), &folder, device)?,
+        };
+        surroundings.steps.extend(step.map(|step| (subject.label, step)));
+    }
     let all: Vec<(E::Cell, E::Found)> = cells.into_iter().zip(found.into_iter().flatten()).collect();
     let report = experiment.report(&all);
-    Ok(Outcome::Finished(Box::new(folder.report(report, &options.recipe, &name)?)))
+    Ok(Outcome::Finished(Box::new(folder.report(report, &options.recipe, &surroundings)?)))
+}
+
+/// What the device reaches, from the folder if it was this one.
+fn machine<B: TrainBackend>(folder: &Folder, dtype: DType, device: &B::Device) -> Result<Machine, EvalError> {
+    let (name, type_name) = (<B::InnerBackend as Backend>::name(device), format!("{dtype:?}"));
+    if let Some(known) = folder.machine()?.filter(|known| known.device == name && known.dtype == type_name) {
+        return Ok(known);
+    }
+    let refused = |error: MeasureError| EvalError::value("training.precision", error.to_string());
+    let found = measure::ceilings::<B>(device, dtype).map_err(refused)?;
+    folder.keep_machine(&found)?;
+    <B::InnerBackend as Backend>::memory_cleanup(device);
+    Ok(found)
+}
+
+/// Takes a training step apart, and keeps what was found.
+fn step<B: TrainBackend>(subject: &Subject, dtype: DType, folder: &Folder, device: &B::Device) -> Result<Option<Step>, EvalError> {
+    let Subject { config, rows, length, labelled, .. } = subject;
+    let (batch, tokens, labelled) = (*rows, *length, *labelled);
+    let load = Load { part: Part::Train, batch, tokens, new_tokens: 0, repeats: 3, seed: 0, labelled, in_parts: true };
+    let found = time_model::<B>(config, &load, dtype, device)?.step;
+    if let Some(step) = &found {
+        folder.keep_step(&subject.id, step)?;
+    }
+    <B::InnerBackend as Backend>::memory_cleanup(device);
+    Ok(found)
 }
 
 /// Where the report of a recipe goes by default.

@@ -17,7 +17,7 @@ use super::curriculum::{Curriculum, TEST, TRAIN, generator};
 use super::fit::{self, Learned, Task, Training};
 use super::report::{Report, Verdict};
 use super::sweep::{self, Cell, Group, Models};
-use super::{Experiment, Running};
+use super::{Experiment, Running, Subject};
 use crate::EvalError;
 
 mod page;
@@ -301,6 +301,10 @@ impl Experiment for Phonebook {
 
     fn cells(&self) -> Result<Vec<Cell>, EvalError> {
         self.models.cells(self.books().shelf.vocabulary(), &self.training)
+    }
+
+    fn subjects(&self, cells: &[Cell]) -> Vec<Subject> {
+        sweep::subjects(cells, self.training.batch, self.task.longest(), (3 * ANSWER) as f64 / self.task.longest() as f64)
     }
 
     fn seconds(&self, cell: &Cell, gpu: bool) -> f64 {

@@ -10,7 +10,7 @@ use super::report::{Check, Report, Verdict};
 use super::stats::{PowerLaw, Spread, short};
 use super::sweep::{self, Cell, Group, Models, Size};
 use super::text::{LOSS, TextTask, VOCAB, notes};
-use super::{Experiment, Running};
+use super::{Experiment, Running, Subject};
 use crate::EvalError;
 
 /// Loss against compute, over sizes.
@@ -136,6 +136,10 @@ impl Experiment for Scaling {
             }
         }
         Ok(cells)
+    }
+
+    fn subjects(&self, cells: &[Cell]) -> Vec<Subject> {
+        sweep::subjects(cells, self.training.batch, self.task.length, 1.0)
     }
 
     fn seconds(&self, cell: &Cell, gpu: bool) -> f64 {

@@ -7,10 +7,10 @@ use terrarium_models::DecoderConfig;
 use terrarium_train::plot::Series;
 
 use super::arch::{Architecture, Kind};
-use super::fit::{self, Learned, Stage, Student, Task, Training};
+use super::fit::{self, Learned, Pace, Stage, Student, Task, Training};
 use super::report::{Check, Table};
 use super::stats::{Spread, short};
-use super::{CellName, Combination, Running};
+use super::{CellName, Combination, Running, Subject};
 use crate::EvalError;
 
 /// Models to compare.
@@ -187,7 +187,8 @@ impl Cell {
             "architecture": self.architecture.name, "pattern": self.config.pattern(), "width": self.width,
             "state": self.architecture.state(), "lr": self.lr, "seed": self.seed, "parameters": learned.parameters,
             "steps": learned.steps, "tokens": learned.tokens, "flop": learned.flop, "seconds": learned.seconds,
-            "tokens_per_s": learned.tokens_per_s, "first_loss": learned.first_loss, "loss": learned.loss, "diverged": learned.diverged, "precision": learned.precision,
+            "tokens_per_s": learned.tokens_per_s, "flop_per_s": learned.total().flop_per_s(), "utilisation": learned.utilisation(),
+            "memory_bytes": learned.memory, "first_loss": learned.first_loss, "loss": learned.loss, "diverged": learned.diverged, "precision": learned.precision,
         });
         let mut row = match values {
             Value::Object(row) => row,
@@ -277,11 +278,42 @@ pub(crate) fn model(group: &Group<'_>) -> Vec<String> {
     ]
 }
 
+/// What [`speed`] says, column by column.
+pub(crate) const SPEED: [&str; 3] = ["tokens/s", "FLOP/s", "of a product"];
+
+/// How fast a group trained, by one pace of each run.
+pub(crate) fn speed(group: &Group<'_>, pace: impl Fn(&Learned) -> Pace) -> [String; 3] {
+    let mean = |value: &dyn Fn(&Learned) -> f64| Spread::of(group.runs.iter().map(|run| value(run))).mean;
+    let share = mean(&|run| run.ceiling.map_or(f64::NAN, |ceiling| pace(run).flop_per_s() / ceiling));
+    [
+        short(mean(&|run| pace(run).tokens_per_s())),
+        short(mean(&|run| pace(run).flop_per_s())),
+        if share.is_finite() { format!("{:.1} %", 100.0 * share) } else { "-".to_string() },
+    ]
+}
+
+/// One training step per size of an architecture.
+pub(crate) fn subjects(cells: &[Cell], rows: usize, length: usize, labelled: f64) -> Vec<Subject> {
+    let mut subjects: Vec<Subject> = Vec::new();
+    for Cell { architecture, index, width, config, .. } in cells {
+        let layers = config.layers.len();
+        let id = format!("a{index}-d{width}-l{layers}-{rows}x{length}");
+        if subjects.iter().any(|known| known.id == id) {
+            continue;
+        }
+        let label = format!("{} d={width}, {layers} layers", architecture.name);
+        let labelled = (labelled * length as f64).round().max(1.0) as usize;
+        subjects.push(Subject { id, label, config: config.clone(), rows, length, labelled });
+    }
+    subjects
+}
+
 /// Averages over seeds.
 pub(crate) fn table(groups: &[Group<'_>], scores: &[String]) -> Table {
     let mut columns = MODEL.map(String::from).to_vec();
     columns.extend(scores.iter().cloned());
-    columns.extend(["steps", "FLOP", "seconds", "tokens/s"].map(String::from));
+    columns.extend(["steps", "FLOP", "seconds"].map(String::from));
+    columns.extend(SPEED.map(String::from));
     let row = |group: &Group<'_>| {
         let mut row = model(group);
         row.extend(scores.iter().map(|name| group.score(name).to_string()));
@@ -289,8 +321,8 @@ pub(crate) fn table(groups: &[Group<'_>], scores: &[String]) -> Table {
             format!("{:.0}", group.mean(|run| run.steps as f64)),
             short(group.mean(|run| run.flop)),
             format!("{:.1}", group.mean(|run| run.seconds)),
-            short(group.mean(|run| run.tokens_per_s)),
         ]);
+        row.extend(speed(group, Learned::total));
         row
     };
     Table { columns, rows: groups.iter().map(row).collect() }
@@ -300,7 +332,7 @@ pub(crate) fn table(groups: &[Group<'_>], scores: &[String]) -> Table {
 pub(crate) fn notes(models: &Models, training: &Training) -> Vec<String> {
     let mut notes = vec![
         format!("± is the sample deviation over {} seeds.", models.seeds.len()),
-        "FLOP: three times the forward pass by the textbook algorithms, as `bench ops` counts them. Tokens/s: training, the first tenth of the steps left out.".to_string(),
+        "FLOP: three times the forward pass by the textbook algorithms, as `bench ops` counts them. Tokens/s and FLOP/s: training, the first tenth of the steps left out; \"of a product\": FLOP/s as a share of what a large matrix product reaches on this device.".to_string(),
     ];
     let several = |a: &Architecture| a.learning_rates.as_ref().unwrap_or(&training.learning_rates).len() > 1;
     if models.architectures.iter().any(several) {
