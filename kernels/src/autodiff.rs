@@ -22,6 +22,7 @@ use burn::tensor::ops::FloatTensor;
 use burn::tensor::{DType, Int, Tensor, TensorPrimitive};
 
 use crate::attention::{self, AttentionArgs, AttentionMask};
+use crate::backend::Memory;
 use crate::causal_conv1d::{self, ConvArgs, ConvOut};
 use crate::cross_entropy::{self, CrossEntropyArgs, CrossEntropyOut};
 use crate::linear::LinearKept;
@@ -415,6 +416,10 @@ impl<B: KernelBackend> Node<B, 3> for Linear {
 impl<B: KernelBackend, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
     fn fused(op: Op, dtype: DType) -> Option<&'static str> {
         if op == Op::Attention && !B::attention_trains(dtype) { None } else { B::fused(op, dtype) }
+    }
+
+    fn memory(device: &Self::Device) -> Option<Memory> {
+        B::memory(device)
     }
 
     fn causal_conv1d(args: ConvArgs<Self>) -> ConvOut<Self> {

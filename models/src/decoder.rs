@@ -146,6 +146,17 @@ impl<B: KernelBackend> Decoder<B> {
         Self { compute: Some(dtype), ..self }
     }
 
+    /// The same model whose rotary positions, where it has any, turn with frequencies of another base: a larger one for longer
+    /// contexts (arXiv 2309.16039, section 4.1). Caches made before do not fit it.
+    pub fn rotating(mut self, base: f64) -> Self {
+        for layer in &mut self.layers {
+            if let Mixer::Attention(mixer) = &mut layer.mixer {
+                mixer.rotate_by(base);
+            }
+        }
+        self
+    }
+
     /// The same model with everything that depends on parameters alone computed ahead: the same results in fewer operations.
     /// For inference only: its parameters are no longer those of a checkpoint, so it is neither trained nor saved.
     pub fn frozen(mut self) -> Self {

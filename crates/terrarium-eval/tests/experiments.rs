@@ -99,6 +99,38 @@ fn text_is_learnt_by_every_mix_and_at_every_size() {
 }
 
 #[test]
+fn models_go_on_at_longer_lengths() {
+    let dir = tempfile::tempdir().unwrap();
+    let summary = finish(&options("long-context", &dir.path().join("turned"), &[]));
+    assert_eq!((summary.report.cells.len(), summary.report.table.rows.len()), (3, 9));
+    for cell in &summary.report.cells {
+        let losses = [256, 512, 1024].map(|after| number(cell, &format!("loss at 0 to 256, after {after}")));
+        // The text goes on being learnt at other lengths; a new model guesses among 256 bytes and a thousand words.
+        assert!(losses[0] < 3.1 && losses[1] < losses[0] + 0.05 && losses[2] < losses[1] + 0.05, "{losses:?} {cell:?}");
+        assert!(losses[2] < losses[0], "{losses:?}");
+        assert!(number(cell, "loss at 512 to 1024, after 1024") < 3.1, "{cell:?}");
+        for (task, length) in [("phonebook", 256), ("phonebook", 1024), ("needles", 256), ("needles", 1024)] {
+            let share = number(cell, &format!("{task} of {length}, after 1024"));
+            assert!((0.0..=1.0).contains(&share), "{share}");
+        }
+        assert_eq!(number(cell, "steps"), 120.0);
+    }
+    // Another base of rotary positions is felt where there are such positions, from its stage on.
+    let kept = finish(&options("long-context", &dir.path().join("kept"), &["continuation.1.rotary_base=null"]));
+    for (turned, kept) in summary.report.cells.iter().zip(&kept.report.cells) {
+        let same = |after: usize| {
+            let key = format!("loss at 0 to 256, after {after}");
+            number(turned, &key) == number(kept, &key)
+        };
+        assert!(same(512), "{turned:?}");
+        assert_eq!(same(1024), turned["architecture"] != "Transformer", "{turned:?}");
+    }
+    let error = |set: &str| Recipe::open("long-context", true, &[set.to_string()]).and_then(|recipe| recipe.check()).unwrap_err();
+    assert!(error("continuation.0.lenght=5").to_string().contains("lenght") && error("continuation.0.lenght=5").is_usage());
+    assert!(error("continuation.0.length=5").to_string().contains("continuation"));
+}
+
+#[test]
 fn everything_is_timed_and_right() {
     let dir = tempfile::tempdir().unwrap();
     let summary = finish(&options("speed", dir.path(), &[]));

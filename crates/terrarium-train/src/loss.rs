@@ -65,6 +65,11 @@ fn slices<B: Backend>(count: usize, vocab: usize, dtype: DType, device: &B::Devi
     (0..count).step_by(each).map(move |start| (start, (start + each).min(count)))
 }
 
+/// How many labels of `count` the head is asked for at once.
+pub fn at_once<B: Backend>(count: usize, vocab: usize, dtype: DType, device: &B::Device) -> usize {
+    slices::<B>(count, vocab, dtype, device).next().map_or(0, |(start, end)| end - start)
+}
+
 /// Adds the gradients of `scale` times the summed cross-entropy of `batch` to `grads`; gives the sum itself, `[1]`.
 ///
 /// The head is differentiated slice by slice on a detached copy of the hidden states, whose gradient then goes through the
@@ -105,20 +110,38 @@ pub fn backward<B: TrainBackend>(
 
 /// Sum of the cross-entropies of a batch, without gradients, `[1]`.
 pub fn evaluate<B: KernelBackend>(model: &Decoder<B>, batch: &Batch, device: &B::Device) -> Tensor<B, 1> {
+    let sums: Vec<_> = slices_of(model, batch, device, Tensor::sum);
+    if sums.is_empty() { Tensor::zeros([1], (device, DType::F32)) } else { Tensor::cat(sums, 0).sum() }
+}
+
+/// Cross-entropy of each labelled position of a batch in the order of its tokens, without gradients, on the host.
+pub fn evaluate_each<B: KernelBackend>(model: &Decoder<B>, batch: &Batch, device: &B::Device) -> Vec<f32> {
+    slices_of(model, batch, device, |losses| losses)
+        .into_iter()
+        .flat_map(|losses| losses.into_data().iter::<f32>().collect::<Vec<_>>())
+        .collect()
+}
+
+/// What `keep` leaves of the cross-entropies of the labelled positions, slice by slice.
+fn slices_of<B: KernelBackend>(
+    model: &Decoder<B>,
+    batch: &Batch,
+    device: &B::Device,
+    keep: impl Fn(Tensor<B, 1>) -> Tensor<B, 1>,
+) -> Vec<Tensor<B, 1>> {
     let Some(targets) = Targets::<B>::of(batch, device) else {
-        return Tensor::zeros([1], (device, DType::F32));
+        return Vec::new();
     };
     let (hidden, _) = model.hidden(ids(batch, device), None, &batch.layout());
     let [b, l, d] = hidden.dims();
     let labelled = hidden.reshape([b * l, d]).select(0, targets.positions.clone()); // [n, d]
     let vocab = model.embeddings.weight.dims()[0];
-    let losses = slices::<B>(targets.labels.len(), vocab, labelled.dtype(), device)
+    slices::<B>(targets.labels.len(), vocab, labelled.dtype(), device)
         .map(|(start, end)| {
             let logits = model.logits(labelled.clone().narrow(0, start, end - start));
-            cross_entropy(CrossEntropyArgs { logits, targets: targets.slice(start, end, device) }).sum()
+            keep(cross_entropy(CrossEntropyArgs { logits, targets: targets.slice(start, end, device) }))
         })
-        .collect();
-    Tensor::cat(losses, 0).sum()
+        .collect()
 }
 
 /// Reads a one-element tensor.

@@ -206,10 +206,24 @@ pub trait KernelBackend: Backend {
         None
     }
 
+    /// What the pools of `device` hold for the calling thread, where the backend has pools.
+    fn memory(_device: &Self::Device) -> Option<Memory> {
+        None
+    }
+
     /// Sum of the squares of each of `tensors`, on the host.
     fn square_sums(tensors: &[Tensor<Self, 1>]) -> Vec<f64> {
         adamw::reference::square_sums(tensors)
     }
+}
+
+/// Memory of a device, bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Memory {
+    /// Of tensors that live.
+    pub in_use: u64,
+    /// Taken from the device. Pools keep what they have had at once, so this is the most that was needed since they were last cleaned.
+    pub reserved: u64,
 }
 
 /// The CPU backend of this build: Flex where it is compiled in, else NdArray.

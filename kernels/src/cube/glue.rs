@@ -8,6 +8,7 @@ use burn_cubecl::{CubeBackend, CubeRuntime, FloatElement, IntElement};
 use super::{Device, NAME, down, down_int, record, up};
 use crate::adamw::{self, AdamWArgs, AdamWOut};
 use crate::attention::{self, AttentionArgs, AttentionGrads};
+use crate::backend::Memory;
 use crate::causal_conv1d::{self, ConvArgs, ConvGrads, ConvOut};
 use crate::cross_entropy::{self, CrossEntropyArgs, CrossEntropyOut};
 use crate::linear::{self, LinearGrads, LinearKept};
@@ -221,6 +222,11 @@ where
 
     fn recorder(device: &Self::Device) -> Option<Box<dyn Recorder<Self>>> {
         record::recorder::<R, F, I, BT>(device)
+    }
+
+    fn memory(device: &Self::Device) -> Option<Memory> {
+        let usage = R::client(device).memory_usage().ok()?;
+        Some(Memory { in_use: usage.bytes_in_use, reserved: usage.bytes_reserved })
     }
 
     fn linear(x: Tensor<Self, 2>, weight: Tensor<Self, 2>, bias: Option<Tensor<Self, 1>>) -> Tensor<Self, 2> {

@@ -29,8 +29,9 @@ mod truth;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Tensor};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::path::{self, KernelChoice};
 use crate::{KernelBackend, Op, TrainBackend};
@@ -54,10 +55,10 @@ pub enum Size {
     Gpu,
 }
 
-/// One call to measure beside the table: rows of one document, no states from before, in the options' type.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// One call to measure beside the table: rows of one document, no states from before, in the options' type where nothing else is said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Shape {
-    /// [`crate::ssd`] with one group.
+    /// [`crate::ssd`].
     Ssd {
         /// Rows.
         b: usize,
@@ -67,10 +68,14 @@ pub enum Shape {
         h: usize,
         /// Width of a head.
         p: usize,
+        /// Groups.
+        g: usize,
         /// State width.
         n: usize,
+        /// With bias and softplus of the step sizes.
+        softplus: bool,
     },
-    /// [`crate::selective_scan`] without a gate.
+    /// [`crate::selective_scan`].
     SelectiveScan {
         /// Rows.
         b: usize,
@@ -80,17 +85,81 @@ pub enum Shape {
         e: usize,
         /// State width.
         n: usize,
+        /// With a gate.
+        gate: bool,
     },
-    /// [`crate::attention`] with as many key heads as query heads.
+    /// [`crate::attention`], causal.
     Attention {
         /// Rows.
         b: usize,
         /// Tokens of a row.
         l: usize,
-        /// Heads.
+        /// Query heads.
         h: usize,
+        /// Key heads.
+        g: usize,
         /// Width of a head.
         p: usize,
+    },
+    /// [`crate::causal_conv1d`] with SiLU.
+    Conv {
+        /// Rows.
+        b: usize,
+        /// Tokens of a row.
+        l: usize,
+        /// Channels.
+        e: usize,
+        /// Taps.
+        k: usize,
+    },
+    /// [`crate::rms_norm_gated`].
+    Norm {
+        /// Rows.
+        b: usize,
+        /// Tokens of a row.
+        l: usize,
+        /// Channels.
+        e: usize,
+        /// Runs of channels that are normed apart.
+        groups: usize,
+        /// With a gate.
+        gate: bool,
+    },
+    /// [`crate::rms_norm_residual`] on a float32 stream.
+    ResidualNorm {
+        /// Rows.
+        b: usize,
+        /// Tokens of a row.
+        l: usize,
+        /// Channels.
+        d: usize,
+    },
+    /// [`crate::linear`] without a bias.
+    Linear {
+        /// Rows.
+        rows: usize,
+        /// Inputs.
+        inputs: usize,
+        /// Outputs.
+        outputs: usize,
+    },
+    /// [`crate::cross_entropy`].
+    CrossEntropy {
+        /// Positions.
+        rows: usize,
+        /// Tokens of vocabulary.
+        v: usize,
+    },
+    /// The gradient of [`crate::embedding`].
+    EmbeddingBackward {
+        /// Tokens that were looked up.
+        tokens: usize,
+        /// Rows of the table.
+        v: usize,
+        /// Width of the table.
+        d: usize,
+        /// Float32 whatever the options say.
+        float32: bool,
     },
 }
 
@@ -115,6 +184,8 @@ pub struct Options {
     pub forward_only: bool,
     /// Time full sizes also where only plain tensor operations run them (they may not fit into memory).
     pub reference: bool,
+    /// Milliseconds per case: good to some percent.
+    pub brief: bool,
 }
 
 /// Why nothing was measured.
@@ -135,7 +206,7 @@ pub enum MeasureError {
 }
 
 /// The device and its ceilings.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Machine {
     /// Backend and device in words.
     pub device: String,
@@ -213,6 +284,33 @@ where
     Session::<B::InnerBackend>::new(device, options)?.run(&mut say)
 }
 
+/// The ceilings of `device` for activations of `dtype`, briefly measured.
+///
+/// # Errors
+/// [`MeasureError::Dtype`].
+pub fn ceilings<B: TrainBackend>(device: &B::Device, dtype: DType) -> Result<Machine, MeasureError> {
+    let options = Options { dtype: Some(dtype), brief: true, ..Options::default() };
+    let session = Session::<B::InnerBackend>::new(device, &options)?;
+    Ok(session.machine(&mut Clock::new(device, session.effort())))
+}
+
+/// Times of `shapes` in `dtype`, one row each in their order: briefly measured, unchecked, without a comparison to the ceilings.
+///
+/// # Errors
+/// [`MeasureError::Dtype`].
+pub fn times<B: TrainBackend>(device: &B::Device, dtype: DType, shapes: &[Shape]) -> Result<Vec<Row>, MeasureError> {
+    let options = Options { dtype: Some(dtype), brief: true, no_check: true, reference: true, ..Options::default() };
+    let session = Session::<B::InnerBackend>::new(device, &options)?;
+    let mut clock = Clock::new(device, session.effort());
+    let machine = session.unmeasured();
+    let row = |case: &Box<dyn Case<B::InnerBackend>>| {
+        let row = session.row(case.as_ref(), &mut clock, &machine);
+        <B::InnerBackend as Backend>::memory_cleanup(device);
+        row
+    };
+    Ok(table::chosen::<B::InnerBackend>(shapes, session.dtype).iter().map(row).collect())
+}
+
 struct Session<'a, B: KernelBackend> {
     device: &'a B::Device,
     options: &'a Options,
@@ -238,6 +336,8 @@ impl<'a, B: KernelBackend> Session<'a, B> {
 
     fn effort(&self) -> Effort {
         match self.size {
+            Size::Gpu if self.options.brief => Effort { batches: 3, batch_ms: 10.0, queued: true },
+            _ if self.options.brief => Effort { batches: 3, batch_ms: 3.0, queued: false },
             Size::Quick => Effort { batches: 3, batch_ms: 2.0, queued: false },
             Size::Cpu => Effort { batches: 5, batch_ms: 60.0, queued: false },
             Size::Gpu => Effort { batches: 7, batch_ms: 50.0, queued: true },
@@ -270,8 +370,12 @@ impl<'a, B: KernelBackend> Session<'a, B> {
         Ok(right)
     }
 
+    fn unmeasured(&self) -> Machine {
+        Machine { device: B::name(self.device), dtype: format!("{:?}", self.dtype), copy_tbs: None, matmul_tflops: None }
+    }
+
     fn machine(&self, clock: &mut Clock<B>) -> Machine {
-        let mut machine = Machine { device: B::name(self.device), dtype: format!("{:?}", self.dtype), copy_tbs: None, matmul_tflops: None };
+        let mut machine = self.unmeasured();
         if self.options.check_only {
             return machine;
         }
@@ -378,7 +482,7 @@ impl<B: KernelBackend, S: Subject<B>> Case<B> for S {
             Size::Quick => 0.0,
             Size::Cpu => 64e6,
             Size::Gpu => 512e6,
-        };
+        } / if options.brief { 4.0 } else { 1.0 };
         let count = ((data / forward.bytes).ceil() as usize).clamp(1, 128);
         let mut sets: Vec<S::Set> = (0..count).map(|_| self.set(&source)).collect();
         let speed = |timing: Timing, bytes: f64, flop: f64| {

@@ -42,9 +42,18 @@ pub(super) fn chosen<B: KernelBackend>(shapes: &[Shape], dtype: DType) -> Vec<Bo
     let mut table = Table { rows: Vec::new(), dtype };
     for shape in shapes {
         match *shape {
-            Shape::Ssd { b, l, h, p, n } => table.add([table.ssd(b, l, h, p, 1, n)]),
-            Shape::SelectiveScan { b, l, e, n } => table.add([Scan { n, ..table.scan(b, l, e) }]),
-            Shape::Attention { b, l, h, p } => table.add([table.attention(b, l, h, p)]),
+            Shape::Ssd { b, l, h, p, g, n, softplus } => table.add([Ssd { softplus, ..table.ssd(b, l, h, p, g, n) }]),
+            Shape::SelectiveScan { b, l, e, n, gate } => table.add([Scan { n, gate, ..table.scan(b, l, e) }]),
+            Shape::Attention { b, l, h, g, p } => table.add([Attention { g, ..table.attention(b, l, h, p) }]),
+            Shape::Conv { b, l, e, k } => table.add([Conv { k, ..table.conv(b, l, e) }]),
+            Shape::Norm { b, l, e, groups, gate } => table.add([Norm { groups, gate, ..table.norm(b, l, e) }]),
+            Shape::ResidualNorm { b, l, d } => table.add([ResidualNorm { residual: DType::F32, ..table.residual(b, l, d) }]),
+            Shape::Linear { rows, inputs, outputs } => table.add([table.linear(rows, inputs, outputs)]),
+            Shape::CrossEntropy { rows, v } => table.add([table.loss(rows, v)]),
+            Shape::EmbeddingBackward { tokens, v, d, float32 } => {
+                let case = table.embedding(tokens, v, d);
+                table.add([EmbeddingBackward { dtype: if float32 { DType::F32 } else { case.dtype }, ..case }]);
+            }
         }
     }
     table.rows

@@ -202,6 +202,13 @@ impl<B: KernelBackend> Attention<B> {
         (parts, Some(convolved.state))
     }
 
+    /// Sets the base of the rotary positions, if there are any.
+    pub(crate) fn rotate_by(&mut self, base: f64) {
+        if let Some(rope) = &mut self.config.rope {
+            rope.theta = base;
+        }
+    }
+
     pub(crate) fn for_each_linear(&mut self, path: &str, f: &mut dyn FnMut(&str, &mut Linear<B>)) {
         f(&format!("{path}.q_proj"), &mut self.q_proj);
         f(&format!("{path}.k_proj"), &mut self.k_proj);

@@ -16,7 +16,7 @@ use super::curriculum::{Curriculum, TEST, TRAIN, generator};
 use super::fit::{self, Learned, Task, Training};
 use super::report::{Report, Verdict};
 use super::sweep::{self, Cell, Group, Models};
-use super::{CellName, Experiment, Running};
+use super::{Experiment, Running, Subject};
 use crate::EvalError;
 
 /// The experiment.
@@ -143,17 +143,19 @@ impl Experiment for Copying {
     type Found = Learned;
 
     fn check(&self) -> Result<(), EvalError> {
-        self.models.check()?;
-        self.task.check()?;
-        self.training.check()
+        self.task.check()
+    }
+
+    fn training(&self) -> Option<&Training> {
+        Some(&self.training)
     }
 
     fn cells(&self) -> Result<Vec<Cell>, EvalError> {
         self.models.cells(self.task.letters + SPECIAL, &self.training)
     }
 
-    fn name(&self, cell: &Cell) -> CellName {
-        cell.name()
+    fn subjects(&self, cells: &[Cell]) -> Vec<Subject> {
+        sweep::subjects(cells, self.training.batch, 2 * self.task.longest() + 1, 0.5)
     }
 
     fn seconds(&self, cell: &Cell, gpu: bool) -> f64 {
@@ -163,10 +165,6 @@ impl Experiment for Copying {
 
     fn run<B: TrainBackend>(&self, cell: &Cell, running: &mut Running<'_>, device: &B::Device) -> Result<Option<Learned>, EvalError> {
         cell.run::<B>(&self.training, &self.task, running, device)
-    }
-
-    fn words(&self, found: &Learned) -> String {
-        sweep::words(found)
     }
 
     fn report(&self, found: &[(Cell, Learned)]) -> Report {

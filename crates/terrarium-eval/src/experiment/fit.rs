@@ -16,9 +16,11 @@ use terrarium_train::loss;
 use terrarium_train::optim::{AdamW, AdamWConfig};
 use terrarium_train::schedule::Schedule;
 
-use super::Running;
 use super::arch::forward_flop;
+use super::stats::short;
+use super::{Finding, Running};
 use crate::EvalError;
+use crate::timing::memory;
 
 /// How the models of an experiment learn.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -100,13 +102,38 @@ pub(crate) trait Task: Sync {
     }
 }
 
+impl<T: Task> Task for &T {
+    fn batch(&self, seed: u64, step: usize, steps: usize, rows: usize) -> Batch {
+        (**self).batch(seed, step, steps, rows)
+    }
+
+    fn measure<B: KernelBackend>(&self, model: &Decoder<B>, device: &B::Device) -> Vec<(String, f64)> {
+        (**self).measure(model, device)
+    }
+
+    fn larger_is_better(&self) -> bool {
+        (**self).larger_is_better()
+    }
+}
+
 /// One model to train.
+#[derive(Clone, Copy)]
 pub(crate) struct Student<'a> {
     pub config: &'a DecoderConfig,
     pub training: &'a Training,
-    pub steps: usize,
-    pub lr: f64,
     pub seed: u64,
+}
+
+/// A stretch of training with a schedule of its own; held-out data is measured at its end.
+pub(crate) struct Stage<T> {
+    pub task: T,
+    pub steps: usize,
+    /// Rows that the task is asked for per step.
+    pub rows: usize,
+    /// Highest learning rate.
+    pub lr: f64,
+    /// Base of the rotary positions from here on; as it was where absent.
+    pub rotary_base: Option<f64>,
 }
 
 /// What a model learnt, and what that took.
@@ -136,88 +163,130 @@ pub struct Learned {
     pub curve: Vec<(usize, u64, f64, f64, f64)>,
     /// What products were computed in.
     pub precision: String,
+    /// One per stage of training.
+    #[serde(default)]
+    pub pace: Vec<Pace>,
+    /// What a matrix product reached on the device, FLOP per second.
+    #[serde(default)]
+    pub ceiling: Option<f64>,
+    /// The most memory taken at once; see [`crate::timing::memory`].
+    #[serde(default)]
+    pub memory: Option<u64>,
+}
+
+/// How fast a stage went, its first tenth left out: kernels are compiled there.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Pace {
+    /// Tokens read.
+    pub tokens: u64,
+    /// Arithmetic, as in [`Learned::flop`].
+    pub flop: f64,
+    /// Seconds.
+    pub seconds: f64,
+}
+
+impl Pace {
+    /// Tokens per second.
+    pub fn tokens_per_s(&self) -> f64 {
+        self.tokens as f64 / self.seconds.max(1e-9)
+    }
+
+    /// Arithmetic per second.
+    pub fn flop_per_s(&self) -> f64 {
+        self.flop / self.seconds.max(1e-9)
+    }
+
+    /// Of several stages together.
+    pub fn sum(paces: &[Self]) -> Self {
+        paces.iter().fold(Self::default(), |sum, pace| Self {
+            tokens: sum.tokens + pace.tokens,
+            flop: sum.flop + pace.flop,
+            seconds: sum.seconds + pace.seconds,
+        })
+    }
+}
+
+impl Finding for Learned {
+    fn words(&self) -> String {
+        // The last stage has the last of many.
+        let shown = &self.scores[self.scores.len().saturating_sub(4)..];
+        let scores = shown.iter().map(|(name, value)| format!("{name} {value:.3}")).collect::<Vec<_>>().join(", ");
+        let end = if self.diverged { ", diverged" } else { "" };
+        format!("{scores}; {} steps in {:.1} s, {} tokens/s{end}", self.steps, self.seconds, short(self.tokens_per_s))
+    }
 }
 
 impl Learned {
+    /// The pace of all stages together.
+    pub fn total(&self) -> Pace {
+        Pace::sum(&self.pace)
+    }
+
+    /// Arithmetic per second as a share of what a matrix product reached.
+    pub fn utilisation(&self) -> Option<f64> {
+        self.ceiling.map(|ceiling| self.total().flop_per_s() / ceiling)
+    }
+
     /// A measurement by its name.
     pub fn score(&self, name: &str) -> Option<f64> {
         self.scores.iter().find(|(found, _)| found == name).map(|(_, value)| *value)
     }
 }
 
-/// Trains a model. Gives `None` when asked to stop.
-pub(crate) fn fit<B: TrainBackend>(
-    student: &Student<'_>,
-    task: &impl Task,
+/// Trains a model, stage after stage; the scores are those of all stages. Gives `None` when asked to stop.
+pub(crate) fn fit<B: TrainBackend, T: Task>(
+    student: Student<'_>,
+    stages: &[Stage<T>],
     running: &mut Running<'_>,
     device: &B::Device,
 ) -> Result<Option<Learned>, EvalError> {
-    let Student { training, steps, seed, .. } = *student;
-    // The next batches are made while the device works on this one.
-    std::thread::scope(|scope| {
-        let (sender, batches) = sync_channel(2);
-        scope.spawn(move || {
-            // It fails when the loop has left: nobody wants more.
-            (0..steps).all(|step| sender.send(task.batch(seed, step, steps, training.batch)).is_ok());
-        });
-        steps_of::<B>(student, task, batches, running, device)
-    })
-}
-
-/// The loop proper; the batches end with it.
-fn steps_of<B: TrainBackend>(
-    student: &Student<'_>,
-    task: &impl Task,
-    batches: Receiver<Batch>,
-    running: &mut Running<'_>,
-    device: &B::Device,
-) -> Result<Option<Learned>, EvalError> {
-    let Student { training, steps, .. } = *student;
+    let all = stages.iter().map(|stage| stage.steps).sum();
     let mut learner = Learner::<B>::new(student, device)?;
-    for (step, batch) in batches.into_iter().enumerate() {
-        if running.stop.requested() {
+    let mut scores = Vec::new();
+    for stage in stages {
+        learner.begin(stage);
+        // The next batches are made while the device works on this one.
+        let whole = std::thread::scope(|scope| {
+            let (sender, batches) = sync_channel(2);
+            scope.spawn(move || {
+                // It fails when the loop has left: nobody wants more.
+                (0..stage.steps).all(|step| sender.send(stage.task.batch(student.seed, step, stage.steps, stage.rows)).is_ok());
+            });
+            learner.learn(stage, all, batches, running)
+        });
+        if !whole {
             return Ok(None);
         }
-        let due = |every: usize| every > 0 && (step + 1).is_multiple_of(every);
-        let logged = step == 0 || step + 1 == steps || due(training.log_every);
-        learner.step(&batch, logged);
-        let found = &mut learner.found;
-        if logged {
-            let line = json!({ "step": step + 1, "loss": found.loss, "lr": learner.schedule.lr(step + 1), "tokens": found.tokens,
-                               "seconds": found.seconds, "tokens_per_s": found.tokens_per_s });
-            running.log.line(&line);
-            running.step(step + 1, steps, format!("loss {:.3}", found.loss));
-        }
-        let last = step + 1 == steps || found.diverged;
-        if last || due(training.eval_every) {
-            let first = learner.measure(task, running);
-            let good = |limit: f64| if task.larger_is_better() { first >= limit } else { first <= limit };
-            if last || training.stop_at.is_some_and(good) {
-                break;
-            }
+        scores.append(&mut learner.found.scores);
+        if learner.found.diverged {
+            break;
         }
     }
     let mut found = learner.found;
+    found.scores = scores;
+    found.ceiling = running.ceiling;
+    found.memory = memory::<B>(device);
     finite(&mut found);
     Ok(Some(found))
 }
 
 /// A model in training, and what is known of it.
 struct Learner<'a, B: TrainBackend> {
-    student: &'a Student<'a>,
+    student: Student<'a>,
     device: &'a B::Device,
     /// Absent only while a step changes it.
     model: Option<Decoder<B>>,
     optim: AdamW<B::InnerBackend>,
     schedule: Schedule,
     found: Learned,
-    /// Tokens and seconds of the first steps, in which kernels are compiled: they say nothing about speed.
-    warm: (u64, f64),
+    /// Steps made before this stage, and those of it that say nothing about speed.
+    before: usize,
+    warm: usize,
 }
 
 impl<'a, B: TrainBackend> Learner<'a, B> {
-    fn new(student: &'a Student<'a>, device: &'a B::Device) -> Result<Self, EvalError> {
-        let Student { config, training, steps, lr, seed } = *student;
+    fn new(student: Student<'a>, device: &'a B::Device) -> Result<Self, EvalError> {
+        let Student { config, training, seed } = student;
         let mut model = Decoder::<B>::init(config, seed, device);
         let precision = training.precision.on::<B>(device);
         if let Some(dtype) = precision {
@@ -227,13 +296,12 @@ impl<'a, B: TrainBackend> Learner<'a, B> {
             model = model.computing_in(dtype);
         }
         let adamw = AdamWConfig { betas: training.betas, eps: 1e-8, weight_decay: training.weight_decay };
-        let warmup = (training.warmup * steps as f64).round() as usize;
         Ok(Self {
             student,
             device,
             model: Some(model),
             optim: AdamW::new(adamw),
-            schedule: Schedule { peak: lr, min: 0.01 * lr, warmup, steps, shape: Shape::Cosine },
+            schedule: Schedule { peak: 0.0, min: 0.0, warmup: 0, steps: 0, shape: Shape::Cosine },
             found: Learned {
                 parameters: config.parameters(),
                 steps: 0,
@@ -247,15 +315,60 @@ impl<'a, B: TrainBackend> Learner<'a, B> {
                 scores: Vec::new(),
                 curve: Vec::new(),
                 precision: format!("{:?}", precision.unwrap_or(DType::F32)).to_lowercase(),
+                pace: Vec::new(),
+                ceiling: None,
+                memory: None,
             },
-            warm: (0, 0.0),
+            before: 0,
+            warm: 0,
         })
+    }
+
+    /// Takes up a stage: its schedule, its positions.
+    fn begin<T>(&mut self, stage: &Stage<T>) {
+        let warmup = (self.student.training.warmup * stage.steps as f64).round() as usize;
+        self.schedule = Schedule { peak: stage.lr, min: 0.01 * stage.lr, warmup, steps: stage.steps, shape: Shape::Cosine };
+        self.before = self.found.steps;
+        self.warm = stage.steps / 10;
+        self.found.pace.push(Pace::default());
+        if let Some(base) = stage.rotary_base {
+            self.model = self.model.take().map(|model| model.rotating(base));
+        }
+    }
+
+    /// The steps of a stage, of `all` steps; the batches end with it. Gives whether it was not asked to stop.
+    fn learn<T: Task>(&mut self, stage: &Stage<T>, all: usize, batches: Receiver<Batch>, running: &mut Running<'_>) -> bool {
+        let training = self.student.training;
+        for (step, batch) in batches.into_iter().enumerate() {
+            if running.stop.requested() {
+                return false;
+            }
+            let due = |every: usize| every > 0 && (step + 1).is_multiple_of(every);
+            let logged = step == 0 || step + 1 == stage.steps || due(training.log_every);
+            self.step(&batch, logged);
+            let found = &self.found;
+            if logged {
+                let line = json!({ "step": found.steps, "loss": found.loss, "lr": self.schedule.lr(step + 1), "tokens": found.tokens,
+                                   "seconds": found.seconds, "tokens_per_s": found.tokens_per_s });
+                running.log.line(&line);
+                running.step(found.steps, all, format!("loss {:.3}", found.loss));
+            }
+            let last = step + 1 == stage.steps || found.diverged;
+            if last || due(training.eval_every) {
+                let first = self.measure(&stage.task, running);
+                let good = |limit: f64| if stage.task.larger_is_better() { first >= limit } else { first <= limit };
+                if last || training.stop_at.is_some_and(good) {
+                    break;
+                }
+            }
+        }
+        true
     }
 
     /// One step of the optimiser, unless the loss or a gradient stopped being a number. The loss is read if it is `wanted`.
     fn step(&mut self, batch: &Batch, wanted: bool) {
         let Some(model) = self.model.take() else { return };
-        let Student { config, training, steps, .. } = *self.student;
+        let Student { config, training, .. } = self.student;
         let begun = Instant::now();
         let labelled = batch.labelled().max(1);
         let mut grads = Gradients::default();
@@ -277,26 +390,33 @@ impl<'a, B: TrainBackend> Learner<'a, B> {
             }
         }
         found.steps += 1;
-        let lr = self.schedule.lr(found.steps);
+        let lr = self.schedule.lr(found.steps - self.before);
         self.model = Some(if found.diverged { model } else { self.optim.step(model, grads, lr, factor) });
         let share = labelled as f64 / batch.ids.len().max(1) as f64;
-        found.tokens += batch.tokens() as u64;
-        found.flop += 3.0 * forward_flop(config, batch.length, share) * batch.ids.len() as f64;
-        found.seconds += begun.elapsed().as_secs_f64();
-        if found.steps == steps / 10 {
-            self.warm = (found.tokens, found.seconds);
+        let (tokens, flop) = (batch.tokens() as u64, 3.0 * forward_flop(config, batch.length, share) * batch.ids.len() as f64);
+        found.tokens += tokens;
+        found.flop += flop;
+        let counts = found.steps - self.before > self.warm;
+        self.passed(begun, counts.then_some((tokens, flop)));
+    }
+
+    /// Adds the time since `begun` to that of training, and to the pace with what was done in it.
+    fn passed(&mut self, begun: Instant, done: Option<(u64, f64)>) {
+        let (found, seconds) = (&mut self.found, begun.elapsed().as_secs_f64());
+        found.seconds += seconds;
+        if let (Some(pace), Some((tokens, flop))) = (found.pace.last_mut(), done) {
+            *pace = Pace { tokens: pace.tokens + tokens, flop: pace.flop + flop, seconds: pace.seconds + seconds };
         }
-        found.tokens_per_s = (found.tokens - self.warm.0) as f64 / (found.seconds - self.warm.1).max(1e-9);
+        found.tokens_per_s = Pace::sum(&found.pace).tokens_per_s();
     }
 
     /// Measures on held-out data; gives the first measurement.
     fn measure(&mut self, task: &impl Task, running: &mut Running<'_>) -> f64 {
-        let (Some(model), found) = (&self.model, &mut self.found) else { return f64::NAN };
         let begun = Instant::now();
         // Queued steps are part of training, not of the measurement.
-        let _ = model.norm_f.weight.val().into_data();
-        found.seconds += begun.elapsed().as_secs_f64();
-        found.tokens_per_s = (found.tokens - self.warm.0) as f64 / (found.seconds - self.warm.1).max(1e-9);
+        let _ = self.model.as_ref().map(|model| model.norm_f.weight.val().into_data());
+        self.passed(begun, Some((0, 0.0)));
+        let (Some(model), found) = (&self.model, &mut self.found) else { return f64::NAN };
         found.scores = task.measure(&model.valid(), self.device);
         let first = found.scores.first().map_or(f64::NAN, |(_, value)| *value);
         found.curve.push((found.steps, found.tokens, found.flop, found.seconds, first));

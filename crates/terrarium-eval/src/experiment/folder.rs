@@ -2,7 +2,9 @@
 //!
 //! ```text
 //! config.json      the recipe with every default filled in; a run goes on with the same, or with other seeds
+//! machine.json     what the device reaches, where models are trained
 //! cells/ID.json    result of a finished cell, written whole or not at all
+//! steps/ID.json    a training step in parts
 //! logs/ID.jsonl    one object per logged step of a cell; made anew when an unfinished cell starts again
 //! report.md, report.json, table.md, table.csv, cells.csv, figure.svg, figure.png
 //! ```
@@ -14,15 +16,18 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use terrarium_kernels::measure::Machine;
 use terrarium_runtime::write_atomic;
 use terrarium_train::config::changed_keys;
 
 use super::recipe::Recipe;
 use super::report::{Report, cells_csv};
-use super::{Summary, report};
+use super::{Summary, Surroundings, report};
 use crate::EvalError;
+use crate::timing::Step;
 
 const CONFIG: &str = "config.json";
+const MACHINE: &str = "machine.json";
 
 /// Keys that may change when a run goes on: a cell is of one seed.
 const FREE: [&str; 2] = ["models.seeds", "seeds"];
@@ -72,7 +77,7 @@ impl Folder {
             None => {}
         }
         write_atomic(&path, pretty(&recipe.to_json()).as_bytes())?;
-        for part in ["cells", "logs"] {
+        for part in ["cells", "logs", "steps"] {
             let part = dir.join(part);
             std::fs::create_dir_all(&part).map_err(EvalError::io("create", part))?;
         }
@@ -89,18 +94,36 @@ impl Folder {
 
     /// The result of a finished cell.
     pub fn finished<T: DeserializeOwned>(&self, id: &str) -> Result<Option<T>, EvalError> {
-        let path = self.cell(id);
-        match std::fs::read_to_string(&path) {
-            Ok(text) => serde_json::from_str(&text).map(Some).map_err(damaged(&path)),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(EvalError::io("read", path)(error)),
-        }
+        read(&self.cell(id))
     }
 
     /// Keeps the result of a cell.
     pub fn finish(&self, id: &str, found: &impl Serialize) -> Result<(), EvalError> {
-        let value = serde_json::to_value(found).unwrap_or_default();
-        Ok(write_atomic(&self.cell(id), pretty(&value).as_bytes())?)
+        keep(&self.cell(id), found)
+    }
+
+    /// What a device was found to reach.
+    pub fn machine(&self) -> Result<Option<Machine>, EvalError> {
+        read(&self.dir.join(MACHINE))
+    }
+
+    /// Keeps what the device reaches.
+    pub fn keep_machine(&self, machine: &Machine) -> Result<(), EvalError> {
+        keep(&self.dir.join(MACHINE), machine)
+    }
+
+    fn step_path(&self, id: &str) -> PathBuf {
+        self.dir.join("steps").join(format!("{id}.json"))
+    }
+
+    /// A training step that was taken apart.
+    pub fn step(&self, id: &str) -> Result<Option<Step>, EvalError> {
+        read(&self.step_path(id))
+    }
+
+    /// Keeps the parts of a training step.
+    pub fn keep_step(&self, id: &str, step: &Step) -> Result<(), EvalError> {
+        keep(&self.step_path(id), step)
     }
 
     /// An empty log for a cell that begins.
@@ -117,23 +140,36 @@ impl Folder {
     }
 
     /// Writes the report.
-    pub fn report(&self, report: Report, recipe: &Recipe, device: &str) -> Result<Summary, EvalError> {
+    pub fn report(&self, report: Report, recipe: &Recipe, surroundings: &Surroundings) -> Result<Summary, EvalError> {
         let page = self.dir.join("report.md");
         let config = pretty(&recipe.to_json());
         let texts = [
             ("table.md", report.table.to_markdown()),
             ("table.csv", report.table.to_csv()),
             ("cells.csv", cells_csv(&report.cells)),
-            ("report.json", pretty(&report::to_json(&report, recipe, device))),
+            ("report.json", pretty(&report::to_json(&report, recipe, surroundings))),
         ];
         for (name, text) in texts {
             write_atomic(&self.dir.join(name), text.as_bytes())?;
         }
         report.figure.write(&self.dir, "figure")?;
         // The page last: where it is, all it names is.
-        write_atomic(&page, report.to_markdown(&config, device).as_bytes())?;
+        write_atomic(&page, report.to_markdown(&config, surroundings).as_bytes())?;
         Ok(Summary { page, verdict: report.verdict.to_string(), table: report.table.to_markdown(), report })
     }
+}
+
+fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, EvalError> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => serde_json::from_str(&text).map(Some).map_err(damaged(path)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(EvalError::io("read", path)(error)),
+    }
+}
+
+fn keep(path: &Path, value: &impl Serialize) -> Result<(), EvalError> {
+    let value = serde_json::to_value(value).unwrap_or_default();
+    Ok(write_atomic(path, pretty(&value).as_bytes())?)
 }
 
 fn pretty(value: &Value) -> String {

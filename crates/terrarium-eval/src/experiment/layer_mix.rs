@@ -11,7 +11,7 @@ use super::report::{Check, Report, Verdict};
 use super::stats::Spread;
 use super::sweep::{self, Cell, Group, Models};
 use super::text::{LOSS, TextTask, VOCAB, notes};
-use super::{CellName, Experiment, Running};
+use super::{Experiment, Running, Subject};
 use crate::EvalError;
 
 /// How many of the layers attend: from none to all.
@@ -106,8 +106,11 @@ impl Experiment for LayerMix {
         if let Some(bad) = self.attention_layers.iter().find(|count| **count > self.models.layers) {
             return Err(EvalError::value("attention_layers", format!("{bad} of {} layers", self.models.layers)));
         }
-        self.lineup()?.check()?;
-        self.training.check()
+        Ok(())
+    }
+
+    fn training(&self) -> Option<&Training> {
+        Some(&self.training)
     }
 
     fn ready(&self) -> Result<(), EvalError> {
@@ -118,8 +121,8 @@ impl Experiment for LayerMix {
         self.lineup()?.cells(VOCAB, &self.training)
     }
 
-    fn name(&self, cell: &Cell) -> CellName {
-        cell.name()
+    fn subjects(&self, cells: &[Cell]) -> Vec<Subject> {
+        sweep::subjects(cells, self.training.batch, self.task.length, 1.0)
     }
 
     fn seconds(&self, cell: &Cell, gpu: bool) -> f64 {
@@ -128,10 +131,6 @@ impl Experiment for LayerMix {
 
     fn run<B: TrainBackend>(&self, cell: &Cell, running: &mut Running<'_>, device: &B::Device) -> Result<Option<Learned>, EvalError> {
         cell.run::<B>(&self.training, &self.task.open(self.data.as_deref())?, running, device)
-    }
-
-    fn words(&self, found: &Learned) -> String {
-        sweep::words(found)
     }
 
     fn report(&self, found: &[(Cell, Learned)]) -> Report {

@@ -6,6 +6,7 @@ mod curriculum;
 mod fit;
 mod folder;
 mod layer_mix;
+mod long_context;
 mod mqar;
 mod phonebook;
 mod recipe;
@@ -19,20 +20,26 @@ mod text;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use burn::tensor::DType;
 use burn::tensor::backend::Backend;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use terrarium_kernels::TrainBackend;
 use terrarium_kernels::backend::{BackendTask, DeviceSpec, with_backend};
+use terrarium_kernels::measure::{self, Machine, MeasureError};
+use terrarium_models::DecoderConfig;
 use terrarium_train::StopFlag;
 
 use crate::EvalError;
+use crate::timing::{Load, Part, Step, time_model};
 
+pub(crate) use arch::forward_flop;
 pub use arch::{Architecture, Kind};
 pub use copying::{CopyTask, Copying};
 pub use curriculum::Curriculum;
-pub use fit::{Learned, Training};
+pub use fit::{Learned, Pace, Training};
 pub use layer_mix::LayerMix;
+pub use long_context::{Continuation, LongContext, LongTask, Rows};
 pub use mqar::{Mqar, MqarTask};
 pub use phonebook::{Phonebook, PhonebookTask, Variant};
 pub use recipe::{Recipe, recipe_names};
@@ -73,6 +80,8 @@ pub enum Event {
         /// Backend and device in words.
         device: String,
     },
+    /// Something between the cells.
+    Note(String),
     /// A cell begins.
     Begin {
         /// Its number, from 1.
@@ -137,7 +146,7 @@ pub struct Summary {
     pub report: Report,
 }
 
-/// One combination of what a recipe varies.
+/// What a cell is called.
 pub(crate) struct CellName {
     /// File name of its result.
     pub id: String,
@@ -145,26 +154,70 @@ pub(crate) struct CellName {
     pub label: String,
 }
 
+/// One combination of what a recipe varies.
+pub(crate) trait Combination: Sync {
+    /// What to call it.
+    fn name(&self) -> CellName;
+}
+
+/// The result of a cell.
+pub(crate) trait Finding: Serialize + DeserializeOwned {
+    /// In a few words.
+    fn words(&self) -> String;
+}
+
+/// A training step to be taken apart.
+pub(crate) struct Subject {
+    /// File name of what is found.
+    pub id: String,
+    /// What the user reads.
+    pub label: String,
+    pub config: DecoderConfig,
+    /// Rows of a step and their tokens.
+    pub rows: usize,
+    pub length: usize,
+    /// Positions of a row that are predicted.
+    pub labelled: usize,
+}
+
+/// What was measured besides the cells.
+#[derive(Default)]
+pub(crate) struct Surroundings {
+    /// Backend and device in words.
+    pub device: String,
+    /// What it reaches.
+    pub machine: Option<Machine>,
+    /// Training steps under their labels.
+    pub steps: Vec<(String, Step)>,
+}
+
 /// A recipe that can be run: a list of cells, and a report made of their results.
 pub(crate) trait Experiment: Sync {
     /// One combination.
-    type Cell: Sync;
+    type Cell: Combination;
     /// Its result.
-    type Found: Serialize + DeserializeOwned;
+    type Found: Finding;
 
-    /// Refuses values that make no sense.
+    /// Refuses values that make no sense, those of [`Experiment::training`] and of [`Experiment::cells`] aside.
     fn check(&self) -> Result<(), EvalError>;
+
+    /// How its models learn, where there are any.
+    fn training(&self) -> Option<&Training> {
+        None
+    }
+
+    /// Training steps that the report takes apart, one per kind of model.
+    fn subjects(&self, _cells: &[Self::Cell]) -> Vec<Subject> {
+        Vec::new()
+    }
 
     /// Refuses what the surroundings lack, such as a data file.
     fn ready(&self) -> Result<(), EvalError> {
         Ok(())
     }
 
-    /// All combinations, in the order in which they are run.
+    /// All combinations, in the order in which they are run. Refuses what no model can be made of.
     fn cells(&self) -> Result<Vec<Self::Cell>, EvalError>;
-
-    /// What to call one.
-    fn name(&self, cell: &Self::Cell) -> CellName;
 
     /// A guess at the seconds that one takes on a GPU or a CPU. Only the proportions matter once the first is under way.
     fn seconds(&self, cell: &Self::Cell, gpu: bool) -> f64;
@@ -177,9 +230,6 @@ pub(crate) trait Experiment: Sync {
         device: &B::Device,
     ) -> Result<Option<Self::Found>, EvalError>;
 
-    /// A result in a few words.
-    fn words(&self, found: &Self::Found) -> String;
-
     /// The report, from all results.
     fn report(&self, found: &[(Self::Cell, Self::Found)]) -> Report;
 }
@@ -190,8 +240,10 @@ pub(crate) struct Running<'a> {
     pub log: CellLog,
     /// Raised to leave.
     pub stop: &'a StopFlag,
+    /// What a matrix product reaches here, FLOP per second.
+    pub ceiling: Option<f64>,
     watch: &'a mut dyn Watch,
-    pace: &'a Pace,
+    guessed: &'a Guessed,
     /// Guessed seconds of this cell.
     guess: f64,
     begun: Instant,
@@ -201,13 +253,13 @@ impl Running<'_> {
     /// Tells how far the cell is.
     pub fn step(&mut self, step: usize, steps: usize, text: String) {
         let share = step as f64 / steps.max(1) as f64;
-        let left = self.pace.left(self.guess, share, self.begun.elapsed());
+        let left = self.guessed.left(self.guess, share, self.begun.elapsed());
         self.watch.event(Event::Step { step, steps, text, left });
     }
 }
 
 /// Guesses and what they turned out to be.
-struct Pace {
+struct Guessed {
     /// Guessed seconds of the cells after the running one.
     later: f64,
     /// Guessed and real seconds of the cells run so far.
@@ -215,7 +267,7 @@ struct Pace {
     real: f64,
 }
 
-impl Pace {
+impl Guessed {
     /// Time left when `share` of a cell of `guess` seconds took `elapsed`.
     fn left(&self, guess: f64, share: f64, elapsed: Duration) -> Duration {
         let guessed = self.guessed + share * guess;
@@ -237,6 +289,7 @@ pub fn run(options: &Options, watch: &mut dyn Watch) -> Result<Outcome, EvalErro
         Recipe::Phonebook(experiment) => launch(experiment, options, watch),
         Recipe::LayerMix(experiment) => launch(experiment, options, watch),
         Recipe::Scaling(experiment) => launch(experiment, options, watch),
+        Recipe::LongContext(experiment) => launch(experiment, options, watch),
         Recipe::Speed(experiment) => launch(experiment, options, watch),
     }
 }
@@ -266,24 +319,31 @@ fn run_on<B: TrainBackend, E: Experiment>(
     let folder = Folder::open(&options.out_dir, &options.recipe, options.resume)?;
     let mut found = Vec::new();
     for cell in &cells {
-        found.push(folder.finished::<E::Found>(&experiment.name(cell).id)?);
+        found.push(folder.finished::<E::Found>(&cell.name().id)?);
     }
     let guess = |cell: &E::Cell| experiment.seconds(cell, gpu).max(1e-3);
     let mut later: f64 = cells.iter().zip(&found).filter(|(_, found)| found.is_none()).map(|(cell, _)| guess(cell)).sum();
     let finished = found.iter().flatten().count();
     let estimate = Duration::try_from_secs_f64(later).unwrap_or_default();
     watch.event(Event::Plan { cells: cells.len(), finished, estimate, device: name.clone() });
+    let dtype = experiment.training().map(|training| training.precision.on::<B>(device).unwrap_or(DType::F32));
+    let machine = match dtype {
+        Some(dtype) => Some(machine::<B>(&folder, dtype, device)?),
+        None => None,
+    };
+    let ceiling = machine.as_ref().and_then(|machine| machine.matmul_tflops).map(|tflops| 1e12 * tflops);
     let (mut guessed, mut real) = (0.0, 0.0);
     for (number, (cell, slot)) in cells.iter().zip(&mut found).enumerate() {
         if slot.is_some() {
             continue;
         }
-        let CellName { id, label } = experiment.name(cell);
+        let CellName { id, label } = cell.name();
         watch.event(Event::Begin { number: number + 1, label: label.clone() });
         later -= guess(cell);
-        let pace = Pace { later, guessed, real };
+        let guesses = Guessed { later, guessed, real };
         let begun = Instant::now();
-        let mut running = Running { log: folder.log(&id)?, stop: &options.stop, watch, pace: &pace, guess: guess(cell), begun };
+        let mut running =
+            Running { log: folder.log(&id)?, stop: &options.stop, ceiling, watch, guessed: &guesses, guess: guess(cell), begun };
         let result = if options.stop.requested() { None } else { experiment.run::<B>(cell, &mut running, device)? };
         guessed += guess(cell);
         real += begun.elapsed().as_secs_f64();
@@ -293,14 +353,55 @@ fn run_on<B: TrainBackend, E: Experiment>(
             return Ok(Outcome::Interrupted { finished, cells: cells.len() });
         };
         folder.finish(&id, &result)?;
-        watch.event(Event::Done { label, text: experiment.words(&result) });
+        watch.event(Event::Done { label, text: result.words() });
         *slot = Some(result);
         // What one model leaves in the memory pools is of no use to the next.
         <B::InnerBackend as Backend>::memory_cleanup(device);
     }
+    let mut surroundings = Surroundings { device: name, machine, steps: Vec::new() };
+    let subjects = experiment.subjects(&cells);
+    if !subjects.is_empty() {
+        watch.event(Event::Note(format!("taking {} training steps apart", subjects.len())));
+    }
+    for subject in subjects {
+        if options.stop.requested() {
+            return Ok(Outcome::Interrupted { finished: cells.len(), cells: cells.len() });
+        }
+        let step = match folder.step(&subject.id)? {
+            Some(step) => Some(step),
+            None => step::<B>(&subject, dtype.unwrap_or(DType::F32), &folder, device)?,
+        };
+        surroundings.steps.extend(step.map(|step| (subject.label, step)));
+    }
     let all: Vec<(E::Cell, E::Found)> = cells.into_iter().zip(found.into_iter().flatten()).collect();
     let report = experiment.report(&all);
-    Ok(Outcome::Finished(Box::new(folder.report(report, &options.recipe, &name)?)))
+    Ok(Outcome::Finished(Box::new(folder.report(report, &options.recipe, &surroundings)?)))
+}
+
+/// What the device reaches, from the folder if it was this one.
+fn machine<B: TrainBackend>(folder: &Folder, dtype: DType, device: &B::Device) -> Result<Machine, EvalError> {
+    let (name, type_name) = (<B::InnerBackend as Backend>::name(device), format!("{dtype:?}"));
+    if let Some(known) = folder.machine()?.filter(|known| known.device == name && known.dtype == type_name) {
+        return Ok(known);
+    }
+    let refused = |error: MeasureError| EvalError::value("training.precision", error.to_string());
+    let found = measure::ceilings::<B>(device, dtype).map_err(refused)?;
+    folder.keep_machine(&found)?;
+    <B::InnerBackend as Backend>::memory_cleanup(device);
+    Ok(found)
+}
+
+/// Takes a training step apart, and keeps what was found.
+fn step<B: TrainBackend>(subject: &Subject, dtype: DType, folder: &Folder, device: &B::Device) -> Result<Option<Step>, EvalError> {
+    let Subject { config, rows, length, labelled, .. } = subject;
+    let (batch, tokens, labelled) = (*rows, *length, *labelled);
+    let load = Load { part: Part::Train, batch, tokens, new_tokens: 0, repeats: 3, seed: 0, labelled, in_parts: true };
+    let found = time_model::<B>(config, &load, dtype, device)?.step;
+    if let Some(step) = &found {
+        folder.keep_step(&subject.id, step)?;
+    }
+    <B::InnerBackend as Backend>::memory_cleanup(device);
+    Ok(found)
 }
 
 /// Where the report of a recipe goes by default.

@@ -19,7 +19,7 @@ use super::curriculum::{Curriculum, TEST, TRAIN, generator};
 use super::fit::{self, Learned, Task, Training};
 use super::report::{Check, Report, Verdict};
 use super::sweep::{self, Cell, Group, Models};
-use super::{CellName, Experiment, Running};
+use super::{Experiment, Running, Subject};
 use crate::EvalError;
 
 /// The experiment.
@@ -179,29 +179,27 @@ impl Experiment for Mqar {
     type Found = Learned;
 
     fn check(&self) -> Result<(), EvalError> {
-        self.models.check()?;
-        self.task.check()?;
-        self.training.check()
+        self.task.check()
+    }
+
+    fn training(&self) -> Option<&Training> {
+        Some(&self.training)
     }
 
     fn cells(&self) -> Result<Vec<Cell>, EvalError> {
         self.models.cells(self.task.vocab_size, &self.training)
     }
 
-    fn name(&self, cell: &Cell) -> CellName {
-        cell.name()
+    fn subjects(&self, cells: &[Cell]) -> Vec<Subject> {
+        sweep::subjects(cells, self.training.batch, self.task.length, self.labelled())
     }
 
     fn seconds(&self, cell: &Cell, gpu: bool) -> f64 {
-        fit::guess(&cell.config, self.training.steps, self.training.batch, self.task.length, 0.12, gpu)
+        fit::guess(&cell.config, self.training.steps, self.training.batch, self.task.length, self.labelled(), gpu)
     }
 
     fn run<B: TrainBackend>(&self, cell: &Cell, running: &mut Running<'_>, device: &B::Device) -> Result<Option<Learned>, EvalError> {
         cell.run::<B>(&self.training, &self.task, running, device)
-    }
-
-    fn words(&self, found: &Learned) -> String {
-        sweep::words(found)
     }
 
     fn report(&self, found: &[(Cell, Learned)]) -> Report {
@@ -232,6 +230,12 @@ impl Experiment for Mqar {
 }
 
 impl Mqar {
+    /// Share of the positions of a training row that are predicted, on average.
+    fn labelled(&self) -> f64 {
+        let pairs = self.task.train_pairs.iter().sum::<usize>() as f64 / self.task.train_pairs.len().max(1) as f64;
+        pairs / self.task.length as f64
+    }
+
     fn figure(&self, groups: &[Group<'_>]) -> Figure {
         let panel = |pairs: &usize| {
             let series = |(index, architecture): (usize, &Architecture)| {

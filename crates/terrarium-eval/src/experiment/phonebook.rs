@@ -17,11 +17,12 @@ use super::curriculum::{Curriculum, TEST, TRAIN, generator};
 use super::fit::{self, Learned, Task, Training};
 use super::report::{Report, Verdict};
 use super::sweep::{self, Cell, Group, Models};
-use super::{CellName, Experiment, Running};
+use super::{Experiment, Running, Subject};
 use crate::EvalError;
 
 mod page;
 
+pub(super) use page::FIRST as KEYS;
 pub use page::Variant;
 use page::{FIRST, LAST, page, pieces};
 
@@ -57,20 +58,6 @@ pub struct PhonebookTask {
     pub test_rows: usize,
 }
 
-/// Every piece that a page may have.
-fn vocabulary(task: &PhonebookTask) -> Vec<String> {
-    let entries: Vec<(String, String)> = (0..2).map(|i| (format!("{} {}", FIRST[i], LAST[i]), "200-200-1000".to_string())).collect();
-    let mut words: Vec<String> = (100..1000).map(|n| n.to_string()).chain((0..10).map(|n| n.to_string())).collect();
-    words.extend(FIRST[..task.names].iter().chain(&LAST[..task.names]).map(ToString::to_string));
-    for variant in [Variant::Standard, Variant::Reversed] {
-        let page = page(variant, &entries, [0, 1], 0);
-        words.extend(page.parts.iter().flat_map(|(text, _)| pieces(text)).map(ToString::to_string));
-    }
-    words.sort();
-    words.dedup();
-    words
-}
-
 impl PhonebookTask {
     fn check(&self) -> Result<(), EvalError> {
         let fail = |key: &str, reason: String| Err(EvalError::value(format!("task.{key}"), reason));
@@ -89,34 +76,101 @@ impl PhonebookTask {
             }
             for length in lengths {
                 for variant in &self.variants {
-                    let entries = self.entries(*variant, *length);
-                    if entries < 3 {
-                        return fail(key, format!("{length} tokens hold no book of three entries with its questions"));
-                    }
-                    if entries > self.names * self.names {
-                        return fail(
-                            key,
-                            format!("{length} tokens hold {entries} entries, more than {0} first and {0} last names make", self.names),
-                        );
-                    }
+                    holds(self.names, *variant, *length, Shots::Paper).or_else(|reason| fail(key, reason))?;
                 }
             }
         }
         Ok(())
     }
 
-    /// Entries that fill a prompt and its answer up to `length` tokens.
-    fn entries(&self, variant: Variant, length: usize) -> usize {
-        let tokens = |n: usize| {
-            let entries = vec![("Ada Abbott".to_string(), "200-200-1000".to_string()); n];
-            page(variant, &entries, [0, 0], 0).parts.iter().map(|(text, _)| pieces(text).len()).sum::<usize>()
-        };
-        let (one, two) = (tokens(1), tokens(2));
-        (length + (two - one)).saturating_sub(one) / (two - one)
+    fn longest(&self) -> usize {
+        self.train_lengths.iter().copied().max().unwrap_or(1)
+    }
+
+    /// The length whose measurement decides: the longest that was trained on, among those that are measured.
+    fn deciding(&self) -> usize {
+        let trained = self.test_lengths.iter().copied().filter(|length| *length <= self.longest()).max();
+        trained.or(self.test_lengths.first().copied()).unwrap_or(1)
+    }
+}
+
+/// Names and every piece that a page with them may have.
+pub(super) struct Shelf {
+    names: usize,
+    words: Vec<String>,
+}
+
+/// Which entries are asked for before the one that counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Shots {
+    /// Two, at a third and two thirds of the book.
+    Paper,
+    /// So many, at random.
+    Random(usize),
+}
+
+impl Shots {
+    fn count(self) -> usize {
+        match self {
+            Self::Paper => 2,
+            Self::Random(count) => count,
+        }
+    }
+
+    /// Places in a book of `count` entries, none of them `target`.
+    fn places(self, count: usize, target: usize, rng: &mut StdRng) -> Vec<usize> {
+        match self {
+            Self::Paper => [count / 3, 2 * count / 3].map(|shot| if shot == target { (shot + 1) % count } else { shot }).to_vec(),
+            Self::Random(shots) => sample(rng, count - 1, shots).into_iter().map(|shot| shot + usize::from(shot >= target)).collect(),
+        }
+    }
+}
+
+/// Entries that fill a prompt and its answer up to `length` tokens.
+fn entries(variant: Variant, length: usize, shots: Shots) -> usize {
+    let tokens = |n: usize| {
+        let entries = vec![("Ada Abbott".to_string(), "200-200-1000".to_string()); n];
+        page(variant, &entries, &vec![0; shots.count()], 0).parts.iter().map(|(text, _)| pieces(text).len()).sum::<usize>()
+    };
+    let (one, two) = (tokens(1), tokens(2));
+    (length + (two - one)).saturating_sub(one) / (two - one)
+}
+
+/// Refuses books that are too small for their questions, or too large for their names.
+pub(super) fn holds(names: usize, variant: Variant, length: usize, shots: Shots) -> Result<(), String> {
+    match entries(variant, length, shots) {
+        count if count < 3.max(shots.count() + 1) => {
+            Err(format!("{length} tokens hold no book of {} entries with its questions", 3.max(shots.count() + 1)))
+        }
+        count if count > names * names => {
+            Err(format!("{length} tokens hold {count} entries, more than {names} first and {names} last names make"))
+        }
+        _ => Ok(()),
+    }
+}
+
+impl Shelf {
+    /// Books with the first `names` first and last names, at most 64.
+    pub fn new(names: usize) -> Self {
+        let entries: Vec<(String, String)> = (0..2).map(|i| (format!("{} {}", FIRST[i], LAST[i]), "200-200-1000".to_string())).collect();
+        let mut words: Vec<String> = (100..1000).map(|n| n.to_string()).chain((0..10).map(|n| n.to_string())).collect();
+        words.extend(FIRST[..names].iter().chain(&LAST[..names]).map(ToString::to_string));
+        for variant in [Variant::Standard, Variant::Reversed] {
+            let page = page(variant, &entries, &[0, 1], 0);
+            words.extend(page.parts.iter().flat_map(|(text, _)| pieces(text)).map(ToString::to_string));
+        }
+        words.sort();
+        words.dedup();
+        Self { names, words }
+    }
+
+    /// Tokens of vocabulary.
+    pub fn vocabulary(&self) -> usize {
+        self.words.len()
     }
 
     /// A book of `count` entries, and the places of examples and target.
-    fn book(&self, count: usize, rng: &mut StdRng) -> (Vec<(String, String)>, [usize; 2], usize) {
+    fn book(&self, count: usize, shots: Shots, rng: &mut StdRng) -> (Vec<(String, String)>, Vec<usize>, usize) {
         let names = sample(rng, self.names * self.names, count);
         let entries: Vec<(String, String)> = names
             .into_iter()
@@ -128,18 +182,18 @@ impl PhonebookTask {
             .collect();
         let depth = rng.random_range(0..100) as f64 / 100.0 * 0.97;
         let target = (depth * count as f64) as usize;
-        // The examples are other entries than the target.
-        let shots = [count / 3, 2 * count / 3].map(|shot| if shot == target { (shot + 1) % count } else { shot });
+        let shots = shots.places(count, target, rng);
         (entries, shots, target)
     }
 
-    fn rows(&self, variant: Variant, length: usize, words: &[String], stream: [u64; 3], rows: usize) -> Batch {
-        let count = self.entries(variant, length);
+    /// `rows` books that fill `length` tokens with their questions, whose answers are the labels.
+    pub fn rows(&self, variant: Variant, length: usize, shots: Shots, stream: [u64; 3], rows: usize) -> Batch {
+        let count = entries(variant, length, shots);
         // Every piece that a page can have is a word.
-        let id = |piece: &str| words.binary_search_by(|word| word.as_str().cmp(piece)).unwrap_or_default() as i32;
+        let id = |piece: &str| self.words.binary_search_by(|word| word.as_str().cmp(piece)).unwrap_or_default() as i32;
         let row = |row: u64| {
-            let (entries, shots, target) = self.book(count, &mut generator([stream[0], stream[1], stream[2], row]));
-            let page = page(variant, &entries, shots, target);
+            let (entries, shots, target) = self.book(count, shots, &mut generator([stream[0], stream[1], stream[2], row]));
+            let page = page(variant, &entries, &shots, target);
             let (mut ids, mut labels) = (Vec::new(), Vec::new());
             for (text, answer) in &page.parts {
                 for piece in pieces(text) {
@@ -159,21 +213,21 @@ impl PhonebookTask {
         Batch { rows, length, ids: ids.concat(), labels: labels.concat(), documents: vec![0; rows * length] }
     }
 
-    fn longest(&self) -> usize {
-        self.train_lengths.iter().copied().max().unwrap_or(1)
-    }
-
-    /// The length whose measurement decides: the longest that was trained on, among those that are measured.
-    fn deciding(&self) -> usize {
-        let trained = self.test_lengths.iter().copied().filter(|length| *length <= self.longest()).max();
-        trained.or(self.test_lengths.first().copied()).unwrap_or(1)
+    /// The same with the last answer of each row as its only label: answers to the examples do not count.
+    pub fn targets(&self, variant: Variant, length: usize, stream: [u64; 3], rows: usize) -> Batch {
+        let mut batch = self.rows(variant, length, Shots::Paper, stream, rows);
+        for labels in batch.labels.chunks_mut(batch.length) {
+            let until = labels.len() - ANSWER;
+            labels[..until].fill(IGNORED);
+        }
+        batch
     }
 }
 
-/// The task and its words.
+/// The task and its books.
 struct Books<'a> {
     task: &'a PhonebookTask,
-    words: Vec<String>,
+    shelf: Shelf,
 }
 
 /// Tokens of one pass when measuring.
@@ -187,7 +241,7 @@ impl Task for Books<'_> {
         let length = self.task.train_lengths[self.task.curriculum.at(step, steps, self.task.train_lengths.len())];
         // Lengths may be taken in turn too: each meets every variant.
         let variant = self.task.variants[step / self.task.train_lengths.len().max(1) % self.task.variants.len()];
-        self.task.rows(variant, length, &self.words, [TRAIN, seed, step as u64], rows)
+        self.shelf.rows(variant, length, Shots::Paper, [TRAIN, seed, step as u64], rows)
     }
 
     /// Share of targets whose whole number is right: what greedy decoding would write.
@@ -203,19 +257,19 @@ impl Task for Books<'_> {
                 for (part, start) in (0..task.test_rows).step_by(each).enumerate() {
                     let rows = each.min(task.test_rows - start);
                     let stream = [TEST, length as u64, part as u64 * 2 + u64::from(*variant == Variant::Reversed)];
-                    let mut batch = task.rows(*variant, length, &self.words, stream, rows);
-                    // Answers to the examples do not count.
-                    for labels in batch.labels.chunks_mut(batch.length) {
-                        let until = labels.len() - ANSWER;
-                        labels[..until].fill(IGNORED);
-                    }
-                    right += fit::right(model, &batch, device).iter().filter(|(right, all)| right == all).count();
+                    let batch = self.shelf.targets(*variant, length, stream, rows);
+                    right += whole(&fit::right(model, &batch, device));
                 }
                 scores.push((name(*variant, length), right as f64 / task.test_rows as f64));
             }
         }
         scores
     }
+}
+
+/// Rows without a mistake.
+pub(super) fn whole(counts: &[(usize, usize)]) -> usize {
+    counts.iter().filter(|(right, all)| right == all).count()
 }
 
 /// Name of a measurement.
@@ -229,7 +283,7 @@ fn name(variant: Variant, length: usize) -> String {
 
 impl Phonebook {
     fn books(&self) -> Books<'_> {
-        Books { task: &self.task, words: vocabulary(&self.task) }
+        Books { task: &self.task, shelf: Shelf::new(self.task.names) }
     }
 }
 
@@ -238,17 +292,19 @@ impl Experiment for Phonebook {
     type Found = Learned;
 
     fn check(&self) -> Result<(), EvalError> {
-        self.models.check()?;
-        self.task.check()?;
-        self.training.check()
+        self.task.check()
+    }
+
+    fn training(&self) -> Option<&Training> {
+        Some(&self.training)
     }
 
     fn cells(&self) -> Result<Vec<Cell>, EvalError> {
-        self.models.cells(self.books().words.len(), &self.training)
+        self.models.cells(self.books().shelf.vocabulary(), &self.training)
     }
 
-    fn name(&self, cell: &Cell) -> CellName {
-        cell.name()
+    fn subjects(&self, cells: &[Cell]) -> Vec<Subject> {
+        sweep::subjects(cells, self.training.batch, self.task.longest(), (3 * ANSWER) as f64 / self.task.longest() as f64)
     }
 
     fn seconds(&self, cell: &Cell, gpu: bool) -> f64 {
@@ -258,10 +314,6 @@ impl Experiment for Phonebook {
 
     fn run<B: TrainBackend>(&self, cell: &Cell, running: &mut Running<'_>, device: &B::Device) -> Result<Option<Learned>, EvalError> {
         cell.run::<B>(&self.training, &self.books(), running, device)
-    }
-
-    fn words(&self, found: &Learned) -> String {
-        sweep::words(found)
     }
 
     fn report(&self, found: &[(Cell, Learned)]) -> Report {
@@ -326,17 +378,16 @@ mod tests {
     #[test]
     fn books_are_full_and_hold_what_is_asked_for() {
         let task = task();
-        let words = vocabulary(&task);
+        let shelf = Shelf::new(task.names);
         for variant in [Variant::Standard, Variant::Reversed] {
             for length in [160, 320] {
-                let count = task.entries(variant, length);
-                let batch = task.rows(variant, length, &words, [TRAIN, 1, 2], 12);
+                let batch = shelf.rows(variant, length, Shots::Paper, [TRAIN, 1, 2], 12);
                 // The last token is predicted, never read.
                 assert!(batch.length < length && batch.length + 1 + 10 > length, "{variant:?} {length}: {}", batch.length);
                 let answers = if variant == Variant::Standard { 3 } else { 1 };
                 assert_eq!(batch.labelled(), 12 * answers * ANSWER);
                 for (ids, labels) in batch.ids.chunks(batch.length).zip(batch.labels.chunks(batch.length)) {
-                    let text = |id: i32| words[id as usize].as_str();
+                    let text = |id: i32| shelf.words[id as usize].as_str();
                     let answer: Vec<&str> = labels[batch.length - ANSWER..].iter().map(|id| text(*id)).collect();
                     assert!(answer[0].parse::<usize>().unwrap() >= 200 && answer[1] == "-" && answer[3] == "-", "{answer:?}");
                     // The name before the question mark stands in the book before that very number.
@@ -345,16 +396,33 @@ mod tests {
                     let line = [&shown[mark - 2..mark], &[":"], &answer[..]].concat();
                     assert!(shown.windows(line.len()).any(|window| window == line), "{line:?} in {shown:?}");
                 }
-                assert!(count >= 3);
             }
         }
+    }
+
+    #[test]
+    fn many_questions_are_about_different_entries() {
+        let shelf = Shelf::new(8);
+        let batch = shelf.rows(Variant::Standard, 400, Shots::Random(7), [TRAIN, 1, 2], 20);
+        assert!(batch.length < 400 && batch.length + 11 > 400, "{}", batch.length);
+        assert_eq!(batch.labelled(), 20 * 8 * ANSWER);
+        for ids in batch.ids.chunks(batch.length) {
+            let text: Vec<&str> = ids.iter().map(|id| shelf.words[*id as usize].as_str()).collect();
+            let asked: Vec<[&str; 2]> = (2..text.len()).filter(|at| text[*at] == "?").map(|at| [text[at - 2], text[at - 1]]).collect();
+            assert_eq!(asked.len(), 8);
+            for (i, name) in asked.iter().enumerate() {
+                assert!(!asked[..i].contains(name) && text.windows(3).any(|w| w[..2] == name[..] && w[2] == ":"), "{name:?}");
+            }
+        }
+        assert!(holds(8, Variant::Standard, 400, Shots::Random(7)).is_ok());
+        assert!(holds(8, Variant::Standard, 400, Shots::Random(20)).unwrap_err().contains("21 entries"));
     }
 
     #[test]
     fn impossible_books_are_refused() {
         let said = |task: PhonebookTask| task.check().map_err(|error| error.to_string());
         assert!(said(task()).is_ok());
-        assert!(said(PhonebookTask { test_lengths: vec![40], ..task() }).unwrap_err().contains("three entries"));
+        assert!(said(PhonebookTask { test_lengths: vec![40], ..task() }).unwrap_err().contains("book of 3 entries"));
         assert!(said(PhonebookTask { test_lengths: vec![4000], ..task() }).unwrap_err().contains("entries"));
         assert!(said(PhonebookTask { names: 65, ..task() }).unwrap_err().contains("names"));
     }

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Copying, Experiment, LayerMix, Mqar, Phonebook, Scaling, Speed};
+use super::{Copying, Experiment, LayerMix, LongContext, Mqar, Phonebook, Scaling, Speed, Training};
 use crate::EvalError;
 
 /// What to run. In JSON the key `experiment` says which one; unknown keys are mistakes.
@@ -22,6 +22,8 @@ pub enum Recipe {
     LayerMix(LayerMix),
     /// Loss against compute.
     Scaling(Scaling),
+    /// Short models continued at longer lengths.
+    LongContext(LongContext),
     /// Times of operations and whole models.
     Speed(Speed),
 }
@@ -37,8 +39,15 @@ macro_rules! recipe {
     };
 }
 
-const RECIPES: [(&str, &str, &str); 6] =
-    [recipe!("mqar"), recipe!("copy"), recipe!("phonebook"), recipe!("layer-mix"), recipe!("scaling"), recipe!("speed")];
+const RECIPES: [(&str, &str, &str); 7] = [
+    recipe!("mqar"),
+    recipe!("copy"),
+    recipe!("phonebook"),
+    recipe!("layer-mix"),
+    recipe!("scaling"),
+    recipe!("long-context"),
+    recipe!("speed"),
+];
 
 /// Experiments that come along.
 pub fn recipe_names() -> Vec<&'static str> {
@@ -84,6 +93,7 @@ impl Recipe {
             Self::Phonebook(experiment) => complete(experiment),
             Self::LayerMix(experiment) => complete(experiment),
             Self::Scaling(experiment) => complete(experiment),
+            Self::LongContext(experiment) => complete(experiment),
             Self::Speed(experiment) => complete(experiment),
         }
     }
@@ -101,6 +111,7 @@ impl Recipe {
 
 fn complete(experiment: &impl Experiment) -> Result<(), EvalError> {
     experiment.check()?;
+    experiment.training().map_or(Ok(()), Training::check)?;
     experiment.cells().map(drop)
 }
 

@@ -6,7 +6,10 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 use terrarium_train::plot::Figure;
 
+use super::Surroundings;
 use super::recipe::Recipe;
+use super::stats::short;
+use crate::timing::{OTHER, Step};
 
 /// A report.
 #[derive(Debug, Clone)]
@@ -145,18 +148,73 @@ pub(crate) fn cells_csv(cells: &[Map<String, Value>]) -> String {
     Table { columns: columns.clone(), rows }.to_csv()
 }
 
-pub(crate) fn to_json(report: &Report, recipe: &Recipe, device: &str) -> Value {
+/// Shares of training steps by operation, one row per step.
+fn shares(surroundings: &Surroundings) -> Table {
+    let found: Vec<Vec<(String, f64)>> = surroundings.steps.iter().map(|(_, step)| step.by_operation()).collect();
+    let mut operations: Vec<&str> = Vec::new();
+    for (op, _) in found.iter().flatten().filter(|(op, _)| op != OTHER) {
+        if !operations.contains(&op.as_str()) {
+            operations.push(op);
+        }
+    }
+    operations.push(OTHER);
+    let ceiling = surroundings.machine.as_ref().and_then(|machine| machine.matmul_tflops);
+    let mut columns = ["step of", "rows", "ms", "tokens/s", "TFLOP/s", "of a product", "memory"].map(String::from).to_vec();
+    columns.extend(operations.iter().map(ToString::to_string));
+    let percent = |share: Option<f64>| share.map_or("-".to_string(), |share| format!("{:.1} %", 100.0 * share));
+    let row = |((label, step), found): (&(String, Step), &Vec<(String, f64)>)| {
+        let tflops = step.flop_per_s() / 1e12;
+        let mut row = vec![
+            label.clone(),
+            format!("{} x {}", step.rows, step.length),
+            format!("{:.2}", step.ms),
+            short(step.tokens_per_s()),
+            format!("{tflops:.3}"),
+            percent(ceiling.map(|ceiling| tflops / ceiling)),
+            step.memory.map_or("-".to_string(), |bytes| format!("{:.2} GB", bytes as f64 / 1e9)),
+        ];
+        row.extend(operations.iter().map(|op| percent(found.iter().find(|(name, _)| name == op).map(|(_, share)| *share))));
+        row
+    };
+    Table { columns, rows: surroundings.steps.iter().zip(&found).map(row).collect() }
+}
+
+/// The section on training steps; nothing where nothing was trained.
+fn steps(surroundings: &Surroundings) -> String {
+    let mut page = String::new();
+    let Some(machine) = &surroundings.machine else { return page };
+    page += "\n## One training step\n\n";
+    if let (Some(copy), Some(matmul)) = (machine.copy_tbs, machine.matmul_tflops) {
+        let dtype = machine.dtype.to_lowercase();
+        page += &format!("A large matrix product in {dtype} reaches {matmul:.2} TFLOP/s on this device, a copy {copy:.3} TB/s.\n");
+    }
+    if surroundings.steps.is_empty() {
+        return page;
+    }
+    page += &format!(
+        "\n{}\nRandom tokens, after two steps to warm up. TFLOP/s: the textbook arithmetic of the whole model; \"of a product\" is its share of what a large matrix \
+         product reaches. Operations are timed alone at the step's shapes, forward and backward, times their calls, with everything in the device's \
+         memory; gradient norm and optimiser in steps that wait before and after them. \"other\" is the rest of the step: elementwise operations between \
+         these, changes of type, waiting for the host; below zero where calls go faster in a step than alone. Memory: the most that the pools took from \
+         the device; on a CPU the most that the process has had so far. Every call: `report.json`.\n",
+        shares(surroundings).to_markdown()
+    );
+    page
+}
+
+pub(crate) fn to_json(report: &Report, recipe: &Recipe, surroundings: &Surroundings) -> Value {
+    let steps: Vec<Value> = surroundings.steps.iter().map(|(label, step)| json!({ "of": label, "step": step })).collect();
     json!({
         "title": report.title, "source": report.source, "claim": report.claim,
         "verdict": report.verdict.word(), "checks": report.verdict.checks,
-        "device": device, "version": env!("CARGO_PKG_VERSION"), "notes": report.notes,
+        "device": surroundings.device, "machine": surroundings.machine, "steps": steps, "version": env!("CARGO_PKG_VERSION"), "notes": report.notes,
         "table": report.table, "cells": report.cells, "recipe": recipe.to_json(),
     })
 }
 
 impl Report {
     /// The page.
-    pub(crate) fn to_markdown(&self, config: &str, device: &str) -> String {
+    pub(crate) fn to_markdown(&self, config: &str, surroundings: &Surroundings) -> String {
         let mut page = format!("# {}\n\nClaim ({}): {}\n\n**Verdict: {}**\n\n", self.title, self.source, self.claim, self.verdict.word());
         for check in &self.verdict.checks {
             let mark = match check.holds {
@@ -171,8 +229,10 @@ impl Report {
             page += &format!("- {note}\n");
         }
         page += &format!(
-            "- Device: {device}; terrarium {}. One row per cell: `cells.csv`; losses step by step: `logs/`.\n\n## Recipe\n\n```json\n{config}```\n",
-            env!("CARGO_PKG_VERSION")
+            "- Device: {}; terrarium {}. One row per cell: `cells.csv`; losses step by step: `logs/`.\n{}\n## Recipe\n\n```json\n{config}```\n",
+            surroundings.device,
+            env!("CARGO_PKG_VERSION"),
+            steps(surroundings)
         );
         page
     }

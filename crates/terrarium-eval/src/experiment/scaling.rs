@@ -10,7 +10,7 @@ use super::report::{Check, Report, Verdict};
 use super::stats::{PowerLaw, Spread, short};
 use super::sweep::{self, Cell, Group, Models, Size};
 use super::text::{LOSS, TextTask, VOCAB, notes};
-use super::{CellName, Experiment, Running};
+use super::{Experiment, Running, Subject};
 use crate::EvalError;
 
 /// Loss against compute, over sizes.
@@ -113,8 +113,11 @@ impl Experiment for Scaling {
         if self.sizes.iter().any(|size| size.learning_rates.as_ref().is_some_and(bad)) {
             return Err(EvalError::value("sizes: learning_rates", "at least one, and more than 0"));
         }
-        self.models().check()?;
-        self.training.check()
+        self.models().check()
+    }
+
+    fn training(&self) -> Option<&Training> {
+        Some(&self.training)
     }
 
     fn ready(&self) -> Result<(), EvalError> {
@@ -135,8 +138,8 @@ impl Experiment for Scaling {
         Ok(cells)
     }
 
-    fn name(&self, cell: &Cell) -> CellName {
-        cell.name()
+    fn subjects(&self, cells: &[Cell]) -> Vec<Subject> {
+        sweep::subjects(cells, self.training.batch, self.task.length, 1.0)
     }
 
     fn seconds(&self, cell: &Cell, gpu: bool) -> f64 {
@@ -145,10 +148,6 @@ impl Experiment for Scaling {
 
     fn run<B: TrainBackend>(&self, cell: &Cell, running: &mut Running<'_>, device: &B::Device) -> Result<Option<Learned>, EvalError> {
         cell.run::<B>(&self.training, &self.task.open(self.data.as_deref())?, running, device)
-    }
-
-    fn words(&self, found: &Learned) -> String {
-        sweep::words(found)
     }
 
     fn report(&self, found: &[(Cell, Learned)]) -> Report {

@@ -12,7 +12,7 @@ use terrarium_train::plot::{Figure, Panel, Scale, Series};
 use super::arch::Architecture;
 use super::report::{Check, Report, Table, Verdict};
 use super::stats::short;
-use super::{CellName, Experiment, Running};
+use super::{CellName, Combination, Experiment, Finding, Running};
 use crate::EvalError;
 use crate::timing::{Load, Part, time_model};
 
@@ -84,7 +84,7 @@ fn yes() -> bool {
 #[derive(Debug, Clone)]
 #[allow(clippy::large_enum_variant, reason = "there are a few dozen")]
 pub(crate) enum Cell {
-    Operation { shape: Shape, over_states: bool },
+    Operation { call: Call, over_states: bool },
     Model { architecture: Architecture, config: DecoderConfig, index: usize, part: Part, length: usize },
 }
 
@@ -105,12 +105,29 @@ pub struct Timed {
 
 const OPERATIONS: [&str; 3] = ["SSD (Mamba-2)", "selective scan (Mamba)", "attention"];
 
-/// Which of [`OPERATIONS`], length, state.
-fn facts(shape: Shape) -> (usize, usize, Option<usize>) {
-    match shape {
-        Shape::Ssd { l, n, .. } => (0, l, Some(n)),
-        Shape::SelectiveScan { l, n, .. } => (1, l, Some(n)),
-        Shape::Attention { l, .. } => (2, l, None),
+/// A call of an operation.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Call {
+    /// Its place in [`OPERATIONS`].
+    op: usize,
+    /// Tokens of a row.
+    l: usize,
+    /// State width.
+    n: Option<usize>,
+    shape: Shape,
+}
+
+impl Call {
+    fn ssd(b: usize, l: usize, [h, p]: [usize; 2], n: usize) -> Self {
+        Self { op: 0, l, n: Some(n), shape: Shape::Ssd { b, l, h, p, g: 1, n, softplus: false } }
+    }
+
+    fn scan(b: usize, l: usize, e: usize, n: usize) -> Self {
+        Self { op: 1, l, n: Some(n), shape: Shape::SelectiveScan { b, l, e, n, gate: false } }
+    }
+
+    fn attention(b: usize, l: usize, [h, p]: [usize; 2]) -> Self {
+        Self { op: 2, l, n: None, shape: Shape::Attention { b, l, h, g: h, p } }
     }
 }
 
@@ -122,16 +139,46 @@ fn word(part: Part) -> &'static str {
     }
 }
 
+impl Combination for Cell {
+    fn name(&self) -> CellName {
+        match self {
+            Cell::Operation { call, over_states } => {
+                let Call { op, l, n, .. } = *call;
+                let state = n.map_or(String::new(), |n| format!(" N={n}"));
+                CellName {
+                    id: format!("op{op}-l{l}-n{}-{}", n.unwrap_or(0), if *over_states { "states" } else { "lengths" }),
+                    label: format!("{} L={l}{state}", OPERATIONS[op]),
+                }
+            }
+            Cell::Model { architecture, index, part, length, .. } => CellName {
+                id: format!("model{index}-{}-l{length}", word(*part)),
+                label: format!("{} {} L={length}", architecture.name, word(*part)),
+            },
+        }
+    }
+}
+
+impl Finding for Timed {
+    fn words(&self) -> String {
+        let mut words: Vec<String> = Vec::new();
+        words.extend(self.ms.map(|ms| format!("{ms:.3} ms")));
+        words.extend(self.both_ms.map(|ms| format!("with backward {ms:.3} ms")));
+        words.extend(self.tokens_per_s.map(|speed| format!("{} tokens/s", short(speed))));
+        words.extend(self.note.clone());
+        words.join(", ")
+    }
+}
+
 impl Operations {
     fn cells(&self) -> Vec<Cell> {
         let Self { heads: h, head_dim: p, tokens, state, .. } = *self;
         let rows = |l: usize| (tokens / l).max(1);
-        let scans = |l: usize, n: usize| [Shape::Ssd { b: rows(l), l, h, p, n }, Shape::SelectiveScan { b: rows(l), l, e: h * p, n }];
+        let scans = |l: usize, n: usize| [Call::ssd(rows(l), l, [h, p], n), Call::scan(rows(l), l, h * p, n)];
         let lengths = self.lengths.iter().flat_map(|&l| {
-            let attention = Shape::Attention { b: rows(l), l, h, p };
-            scans(l, state).into_iter().chain([attention]).map(|shape| Cell::Operation { shape, over_states: false })
+            let attention = Call::attention(rows(l), l, [h, p]);
+            scans(l, state).into_iter().chain([attention]).map(|call| Cell::Operation { call, over_states: false })
         });
-        let states = self.states.iter().flat_map(|&n| scans(self.length, n).map(|shape| Cell::Operation { shape, over_states: true }));
+        let states = self.states.iter().flat_map(|&n| scans(self.length, n).map(|call| Cell::Operation { call, over_states: true }));
         lengths.chain(states).collect()
     }
 }
@@ -167,23 +214,6 @@ impl Experiment for Speed {
         Ok(cells)
     }
 
-    fn name(&self, cell: &Cell) -> CellName {
-        match cell {
-            Cell::Operation { shape, over_states } => {
-                let (op, l, n) = facts(*shape);
-                let state = n.map_or(String::new(), |n| format!(" N={n}"));
-                CellName {
-                    id: format!("op{op}-l{l}-n{}-{}", n.unwrap_or(0), if *over_states { "states" } else { "lengths" }),
-                    label: format!("{} L={l}{state}", OPERATIONS[op]),
-                }
-            }
-            Cell::Model { architecture, index, part, length, .. } => CellName {
-                id: format!("model{index}-{}-l{length}", word(*part)),
-                label: format!("{} {} L={length}", architecture.name, word(*part)),
-            },
-        }
-    }
-
     fn seconds(&self, cell: &Cell, gpu: bool) -> f64 {
         match cell {
             Cell::Operation { .. } if self.operations.quick => 0.2,
@@ -204,20 +234,11 @@ impl Experiment for Speed {
 
     fn run<B: TrainBackend>(&self, cell: &Cell, running: &mut Running<'_>, device: &B::Device) -> Result<Option<Timed>, EvalError> {
         let found = match cell {
-            Cell::Operation { shape, .. } => self.operations.time::<B>(*shape, device)?,
+            Cell::Operation { call, .. } => self.operations.time::<B>(call.shape, device)?,
             Cell::Model { config, part, length, .. } => self.models.time::<B>(config, *part, *length, device)?,
         };
         running.log.line(&serde_json::to_value(&found).unwrap_or_default());
         Ok(Some(found))
-    }
-
-    fn words(&self, found: &Timed) -> String {
-        let mut words: Vec<String> = Vec::new();
-        words.extend(found.ms.map(|ms| format!("{ms:.3} ms")));
-        words.extend(found.both_ms.map(|ms| format!("with backward {ms:.3} ms")));
-        words.extend(found.tokens_per_s.map(|speed| format!("{} tokens/s", short(speed))));
-        words.extend(found.note.clone());
-        words.join(", ")
     }
 
     fn report(&self, found: &[(Cell, Timed)]) -> Report {
@@ -273,7 +294,16 @@ impl Timings {
     fn time<B: TrainBackend>(&self, config: &DecoderConfig, part: Part, length: usize, device: &B::Device) -> Result<Timed, EvalError> {
         let dtype = Compute::Auto.on::<B>(device).unwrap_or(DType::F32);
         let batch = if part == Part::Decode { self.decode_rows } else { (self.tokens / length).max(1) };
-        let load = Load { part, batch, tokens: length, new_tokens: self.new_tokens, repeats: self.repeats, seed: 0 };
+        let load = Load {
+            part,
+            batch,
+            tokens: length,
+            new_tokens: self.new_tokens,
+            repeats: self.repeats,
+            seed: 0,
+            labelled: length - 1,
+            in_parts: false,
+        };
         let timed = time_model::<B>(config, &load, dtype, device)?;
         let ms = timed.ms.get(timed.ms.len() / 2).copied();
         Ok(Timed {
@@ -291,8 +321,8 @@ fn table(found: &[(Cell, Timed)]) -> Table {
     let number = |value: Option<f64>| value.map_or("-".to_string(), |value| format!("{value:.3}"));
     let rows = found.iter().map(|(cell, timed)| {
         let (what, length, state) = match cell {
-            Cell::Operation { shape, .. } => {
-                let (op, l, n) = facts(*shape);
+            Cell::Operation { call, .. } => {
+                let Call { op, l, n, .. } = *call;
                 (OPERATIONS[op].to_string(), l, n)
             }
             Cell::Model { architecture, part, length, .. } => (format!("{} {}", architecture.name, word(*part)), *length, None),
@@ -307,8 +337,8 @@ fn table(found: &[(Cell, Timed)]) -> Table {
 
 fn row(cell: &Cell, timed: &Timed) -> Map<String, Value> {
     let (what, part, length, state, parameters) = match cell {
-        Cell::Operation { shape, .. } => {
-            let (op, l, n) = facts(*shape);
+        Cell::Operation { call, .. } => {
+            let Call { op, l, n, .. } = *call;
             (OPERATIONS[op].to_string(), "operation", l, n, None)
         }
         Cell::Model { architecture, config, part, length, .. } => {
@@ -332,8 +362,8 @@ impl Speed {
     /// Times of an operation over lengths, or over states.
     fn times(&self, found: &[(Cell, Timed)], op: usize, states: bool) -> Vec<(f64, f64)> {
         let point = |(cell, timed): &(Cell, Timed)| match cell {
-            Cell::Operation { shape, over_states } if *over_states == states => {
-                let (found, l, n) = facts(*shape);
+            Cell::Operation { call, over_states } if *over_states == states => {
+                let Call { op: found, l, n, .. } = *call;
                 let x = if states { n.unwrap_or(0) } else { l };
                 (found == op).then_some((x as f64, whole(timed)?))
             }

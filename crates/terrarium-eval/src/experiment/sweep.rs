@@ -7,10 +7,10 @@ use terrarium_models::DecoderConfig;
 use terrarium_train::plot::Series;
 
 use super::arch::{Architecture, Kind};
-use super::fit::{self, Learned, Student, Task, Training};
+use super::fit::{self, Learned, Pace, Stage, Student, Task, Training};
 use super::report::{Check, Table};
 use super::stats::{Spread, short};
-use super::{CellName, Running};
+use super::{CellName, Combination, Running, Subject};
 use crate::EvalError;
 
 /// Models to compare.
@@ -40,7 +40,7 @@ pub(crate) struct Cell {
 }
 
 /// A Transformer below this has learnt nothing that others could match or miss.
-const LEARNT: f64 = 0.2;
+pub(crate) const LEARNT: f64 = 0.2;
 
 /// One size of an architecture, and the rates that it learns at.
 #[derive(Clone, Copy)]
@@ -79,6 +79,7 @@ impl Models {
 
     /// Seed after seed, so that a run that is cut short has compared all architectures.
     pub(crate) fn cells(&self, vocab: usize, training: &Training) -> Result<Vec<Cell>, EvalError> {
+        self.check()?;
         let mut cells = Vec::new();
         for seed in &self.seeds {
             for (index, architecture) in self.architectures.iter().enumerate() {
@@ -148,15 +149,17 @@ fn mean_of(groups: &[Group<'_>], index: usize, score: &str) -> f64 {
     Spread::of(groups.iter().filter(|group| group.index == index).map(|group| group.score(score).mean)).mean
 }
 
-impl Cell {
-    pub fn name(&self) -> CellName {
+impl Combination for Cell {
+    fn name(&self) -> CellName {
         let Self { architecture, index, width, lr, seed, config } = self;
         CellName {
             id: format!("a{index}-d{width}-l{}-lr{lr:e}-s{seed}", config.layers.len()),
             label: format!("{} d={width} lr={lr:e} seed {seed}", architecture.name),
         }
     }
+}
 
+impl Cell {
     pub fn run<B: TrainBackend>(
         &self,
         training: &Training,
@@ -164,8 +167,18 @@ impl Cell {
         running: &mut Running<'_>,
         device: &B::Device,
     ) -> Result<Option<Learned>, EvalError> {
-        let student = Student { config: &self.config, training, steps: training.steps, lr: self.lr, seed: self.seed };
-        fit::fit::<B>(&student, task, running, device)
+        let stage = Stage { task, steps: training.steps, rows: training.batch, lr: self.lr, rotary_base: None };
+        self.run_stages::<B, _>(training, &[stage], running, device)
+    }
+
+    pub fn run_stages<B: TrainBackend, T: Task>(
+        &self,
+        training: &Training,
+        stages: &[Stage<T>],
+        running: &mut Running<'_>,
+        device: &B::Device,
+    ) -> Result<Option<Learned>, EvalError> {
+        fit::fit::<B, T>(Student { config: &self.config, training, seed: self.seed }, stages, running, device)
     }
 
     /// One line of `cells.csv`.
@@ -174,7 +187,8 @@ impl Cell {
             "architecture": self.architecture.name, "pattern": self.config.pattern(), "width": self.width,
             "state": self.architecture.state(), "lr": self.lr, "seed": self.seed, "parameters": learned.parameters,
             "steps": learned.steps, "tokens": learned.tokens, "flop": learned.flop, "seconds": learned.seconds,
-            "tokens_per_s": learned.tokens_per_s, "first_loss": learned.first_loss, "loss": learned.loss, "diverged": learned.diverged, "precision": learned.precision,
+            "tokens_per_s": learned.tokens_per_s, "flop_per_s": learned.total().flop_per_s(), "utilisation": learned.utilisation(),
+            "memory_bytes": learned.memory, "first_loss": learned.first_loss, "loss": learned.loss, "diverged": learned.diverged, "precision": learned.precision,
         });
         let mut row = match values {
             Value::Object(row) => row,
@@ -249,27 +263,66 @@ impl<'a> Group<'a> {
     }
 }
 
+/// What [`model`] says, column by column.
+pub(crate) const MODEL: [&str; 6] = ["architecture", "width", "layers", "state", "parameters", "lr"];
+
+/// The first columns of a group's row.
+pub(crate) fn model(group: &Group<'_>) -> Vec<String> {
+    vec![
+        group.architecture.name.clone(),
+        group.width.to_string(),
+        group.config.layers.len().to_string(),
+        group.architecture.state().map_or("-".to_string(), |state| state.to_string()),
+        short(group.config.parameters() as f64),
+        format!("{:e}", group.lr),
+    ]
+}
+
+/// What [`speed`] says, column by column.
+pub(crate) const SPEED: [&str; 3] = ["tokens/s", "FLOP/s", "of a product"];
+
+/// How fast a group trained, by one pace of each run.
+pub(crate) fn speed(group: &Group<'_>, pace: impl Fn(&Learned) -> Pace) -> [String; 3] {
+    let mean = |value: &dyn Fn(&Learned) -> f64| Spread::of(group.runs.iter().map(|run| value(run))).mean;
+    let share = mean(&|run| run.ceiling.map_or(f64::NAN, |ceiling| pace(run).flop_per_s() / ceiling));
+    [
+        short(mean(&|run| pace(run).tokens_per_s())),
+        short(mean(&|run| pace(run).flop_per_s())),
+        if share.is_finite() { format!("{:.1} %", 100.0 * share) } else { "-".to_string() },
+    ]
+}
+
+/// One training step per size of an architecture.
+pub(crate) fn subjects(cells: &[Cell], rows: usize, length: usize, labelled: f64) -> Vec<Subject> {
+    let mut subjects: Vec<Subject> = Vec::new();
+    for Cell { architecture, index, width, config, .. } in cells {
+        let layers = config.layers.len();
+        let id = format!("a{index}-d{width}-l{layers}-{rows}x{length}");
+        if subjects.iter().any(|known| known.id == id) {
+            continue;
+        }
+        let label = format!("{} d={width}, {layers} layers", architecture.name);
+        let labelled = (labelled * length as f64).round().max(1.0) as usize;
+        subjects.push(Subject { id, label, config: config.clone(), rows, length, labelled });
+    }
+    subjects
+}
+
 /// Averages over seeds.
 pub(crate) fn table(groups: &[Group<'_>], scores: &[String]) -> Table {
-    let mut columns: Vec<String> = ["architecture", "width", "layers", "state", "parameters", "lr"].map(String::from).to_vec();
+    let mut columns = MODEL.map(String::from).to_vec();
     columns.extend(scores.iter().cloned());
-    columns.extend(["steps", "FLOP", "seconds", "tokens/s"].map(String::from));
+    columns.extend(["steps", "FLOP", "seconds"].map(String::from));
+    columns.extend(SPEED.map(String::from));
     let row = |group: &Group<'_>| {
-        let mut row = vec![
-            group.architecture.name.clone(),
-            group.width.to_string(),
-            group.config.layers.len().to_string(),
-            group.architecture.state().map_or("-".to_string(), |state| state.to_string()),
-            short(group.config.parameters() as f64),
-            format!("{:e}", group.lr),
-        ];
+        let mut row = model(group);
         row.extend(scores.iter().map(|name| group.score(name).to_string()));
         row.extend([
             format!("{:.0}", group.mean(|run| run.steps as f64)),
             short(group.mean(|run| run.flop)),
             format!("{:.1}", group.mean(|run| run.seconds)),
-            short(group.mean(|run| run.tokens_per_s)),
         ]);
+        row.extend(speed(group, Learned::total));
         row
     };
     Table { columns, rows: groups.iter().map(row).collect() }
@@ -279,20 +332,13 @@ pub(crate) fn table(groups: &[Group<'_>], scores: &[String]) -> Table {
 pub(crate) fn notes(models: &Models, training: &Training) -> Vec<String> {
     let mut notes = vec![
         format!("± is the sample deviation over {} seeds.", models.seeds.len()),
-        "FLOP: three times the forward pass by the textbook algorithms, as `bench ops` counts them. Tokens/s: training, the first tenth of the steps left out.".to_string(),
+        "FLOP: three times the forward pass by the textbook algorithms, as `bench ops` counts them. Tokens/s and FLOP/s: training, the first tenth of the steps left out; \"of a product\": FLOP/s as a share of what a large matrix product reaches on this device.".to_string(),
     ];
     let several = |a: &Architecture| a.learning_rates.as_ref().unwrap_or(&training.learning_rates).len() > 1;
     if models.architectures.iter().any(several) {
         notes.push("Of several learning rates, the best by the first measurement counts.".to_string());
     }
     notes
-}
-
-/// A result in a few words.
-pub(crate) fn words(found: &Learned) -> String {
-    let scores = found.scores.iter().map(|(name, value)| format!("{name} {value:.3}")).collect::<Vec<_>>().join(", ");
-    let end = if found.diverged { ", diverged" } else { "" };
-    format!("{scores}; {} steps in {:.1} s, {} tokens/s{end}", found.steps, found.seconds, short(found.tokens_per_s))
 }
 
 /// Numbers in a sentence.

@@ -14,6 +14,7 @@ use self::call::Call;
 pub use self::call::Decorator;
 use crate::adamw::{self, AdamWArgs, AdamWOut};
 use crate::attention::{self, AttentionArgs, AttentionGrads};
+use crate::backend::Memory;
 use crate::causal_conv1d::{self, ConvArgs, ConvGrads, ConvOut};
 use crate::cross_entropy::{self, CrossEntropyArgs, CrossEntropyOut};
 use crate::cube::down;
@@ -44,6 +45,10 @@ impl<B: FusionBackend + KernelBackend> KernelBackend for Fusion<B> {
 
     fn takes(op: Op, sizes: &[usize], device: &Self::Device) -> bool {
         B::takes(op, sizes, device)
+    }
+
+    fn memory(device: &Self::Device) -> Option<Memory> {
+        B::memory(device)
     }
 
     fn causal_conv1d(args: ConvArgs<Self>) -> ConvOut<Self> {

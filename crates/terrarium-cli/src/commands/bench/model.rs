@@ -3,9 +3,10 @@
 use clap::Args;
 use serde::Serialize;
 use terrarium::burn::tensor::DType;
-use terrarium::eval::timing::{Load, Part, Timed, time_model};
+use terrarium::eval::timing::{Load, Part, Share, Step, Timed, time_model};
 use terrarium::kernels::TrainBackend;
 use terrarium::kernels::backend::{BackendTask, with_backend};
+use terrarium::kernels::measure;
 use terrarium::models::DecoderConfig;
 use terrarium::models::presets::preset;
 use terrarium::train::config::{Compute, near_presets};
@@ -40,6 +41,9 @@ pub struct Arguments {
     /// Seed of weights and ids.
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Leave out what a training step consists of.
+    #[arg(long)]
+    no_shares: bool,
     /// Precision of the weights, or, in training, of the products; auto: bf16 where the device is fast with it, else f32.
     #[command(flatten)]
     dtype: DtypeArgs,
@@ -69,6 +73,25 @@ struct Report {
     tokens_per_s: f64,
     /// Arithmetic of the parameters alone: 6 per parameter and token in training, else 2.
     tflops: f64,
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    training: Option<Training>,
+}
+
+/// What a training step consists of, and how busy it keeps the device.
+#[derive(Debug, Serialize)]
+struct Training {
+    /// Arithmetic of the whole model by the textbook algorithms, scans and attention included.
+    model_tflops: f64,
+    /// What a large matrix product reaches here.
+    matmul_tflops: Option<f64>,
+    /// The first over the second.
+    utilisation: Option<f64>,
+    /// The most memory taken at once: from the device by its pools, or by this process on a CPU.
+    memory_bytes: Option<u64>,
+    /// Operations timed alone, times their calls.
+    shares: Vec<Share>,
+    /// Of the step without these.
+    other_ms: f64,
 }
 
 /// Times, prints.
@@ -79,6 +102,9 @@ pub fn run(part: Part, arguments: &Arguments, console: &Console) -> Result<(), F
         let near = near_presets(&arguments.preset).join(", ");
         return Err(Failure::usage(format!("--preset {}: there is none of that name; near it: {near}", arguments.preset)));
     };
+    if part == Part::Train && arguments.tokens < 2 {
+        return Err(Failure::usage("--tokens is at least 2 in training: the first one is not predicted".to_string()));
+    }
     if arguments.batch * arguments.tokens * arguments.new_tokens * arguments.repeats == 0 {
         return Err(Failure::usage("--batch, --tokens, --new-tokens and --repeats are at least 1".to_string()));
     }
@@ -97,7 +123,29 @@ pub fn run(part: Part, arguments: &Arguments, console: &Console) -> Result<(), F
         report.median_ms,
         output::count(report.tokens_per_s as usize),
         report.tflops
-    ))
+    ))?;
+    report.training.as_ref().map_or(Ok(()), |training| say(training, report.median_ms))
+}
+
+/// The parts of a step, largest first.
+fn say(training: &Training, ms: f64) -> Result<(), Failure> {
+    let ceiling = match (training.matmul_tflops, training.utilisation) {
+        (Some(matmul), Some(share)) => format!(", {:.1} % of a matrix product's {matmul:.2}", 100.0 * share),
+        _ => String::new(),
+    };
+    let memory = training.memory_bytes.map_or(String::new(), |bytes| format!("; {:.2} GB at most", bytes as f64 / 1e9));
+    output::line(format_args!("whole model: {:.2} TFLOP/s{ceiling}{memory}", training.model_tflops))?;
+    output::line(format_args!("{:>6} {:>10} {:>6}  operation, timed alone, forward and backward", "share", "ms", "calls"))?;
+    let mut shares: Vec<&Share> = training.shares.iter().collect();
+    shares.sort_by(|a, b| b.ms.unwrap_or(0.0).total_cmp(&a.ms.unwrap_or(0.0)));
+    for Share { op, case, calls, ms, share } in shares {
+        match (ms, share) {
+            (Some(ms), Some(share)) => output::line(format_args!("{:>5.1}% {ms:>10.3} {calls:>6}  {op} {case}", 100.0 * share))?,
+            _ => output::line(format_args!("{:>6} {:>10} {calls:>6}  {op} {case}", "-", "-"))?,
+        }
+    }
+    let other = training.other_ms;
+    output::line(format_args!("{:>5.1}% {other:>10.3} {:>6}  other: between these, and waiting for the host", 100.0 * other / ms, ""))
 }
 
 struct Task<'a> {
@@ -123,8 +171,16 @@ impl BackendTask for Task<'_> {
             return Err(Failure::usage(format!("{} has no {dtype:?}: use --dtype f32", B::name(device))));
         }
         console.note(format_args!("making {} with random weights", arguments.preset));
-        let load = Load { part, batch, tokens, new_tokens, repeats, seed };
-        let Timed { name, count, flop, ms, recorded } = time_model::<B>(config, &load, dtype, device)?;
+        let in_parts = part == Part::Train && !arguments.no_shares;
+        let load = Load { part, batch, tokens, new_tokens, repeats, seed, labelled: tokens - 1, in_parts };
+        let Timed { name, count, flop, ms, recorded, step } = time_model::<B>(config, &load, dtype, device)?;
+        let training = step.map(|step| {
+            let model_tflops = step.flop_per_s() / 1e12;
+            let matmul_tflops = measure::ceilings::<B>(device, dtype).ok().and_then(|machine| machine.matmul_tflops);
+            let utilisation = matmul_tflops.map(|matmul| model_tflops / matmul);
+            let Step { memory: memory_bytes, shares, other_ms, .. } = step;
+            Training { model_tflops, matmul_tflops, utilisation, memory_bytes, shares, other_ms }
+        });
         let median = ms[ms.len() / 2];
         let parameters = config.parameters();
         Ok(Report {
@@ -140,6 +196,7 @@ impl BackendTask for Task<'_> {
             tokens_per_s: count as f64 / median * 1e3,
             tflops: flop * parameters as f64 * count as f64 / median / 1e9,
             ms,
+            training,
         })
     }
 }

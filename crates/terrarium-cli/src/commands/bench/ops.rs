@@ -79,6 +79,7 @@ pub fn run(arguments: &Arguments, console: &Console) -> Result<(), Failure> {
         no_check: arguments.no_check,
         forward_only: arguments.forward_only,
         reference: false,
+        brief: false,
     };
     if with_backend(&arguments.compute.device, Task { options, console, json: arguments.json })?? {
         Ok(())

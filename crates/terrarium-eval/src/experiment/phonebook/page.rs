@@ -13,7 +13,7 @@ pub enum Variant {
 }
 
 /// First names.
-pub(super) const FIRST: [&str; 64] = [
+pub(in crate::experiment) const FIRST: [&str; 64] = [
     "Ada", "Alan", "Anna", "Ben", "Bella", "Carl", "Clara", "Dan", "Diana", "Ed", "Ella", "Eric", "Eva", "Felix", "Flora", "Fred", "Gina",
     "Grace", "Hank", "Helen", "Hugo", "Ida", "Igor", "Irene", "Ivan", "Jack", "Jane", "John", "Julia", "Karl", "Kate", "Ken", "Lara",
     "Leo", "Lily", "Louis", "Lucy", "Maria", "Mark", "Max", "Mia", "Nick", "Nina", "Nora", "Oscar", "Olga", "Otto", "Paul", "Paula",
@@ -75,23 +75,23 @@ pub(super) fn pieces(text: &str) -> Vec<&str> {
     found
 }
 
-/// The templates of the paper. `shots` and `target` are places in the book.
-pub(super) fn page(variant: Variant, entries: &[(String, String)], shots: [usize; 2], target: usize) -> Page {
+/// The templates of the paper. `shots`, two of them there, and `target` are places in the book.
+pub(super) fn page(variant: Variant, entries: &[(String, String)], shots: &[usize], target: usize) -> Page {
     let mut page = Page { parts: Vec::new() };
     let book: String = entries.iter().map(|(name, phone)| format!("{name}: {phone}\n")).collect();
     let (name, phone) = &entries[target];
     match variant {
         Variant::Standard => {
             page.text(book);
-            for (name, phone) in shots.map(|shot| &entries[shot]) {
+            for (name, phone) in shots.iter().map(|shot| &entries[*shot]) {
                 page.text(format!("What is the phone number for {name}?\nAnswer:")).answer(phone).text("\n");
             }
             page.text(format!("What is the phone number for {name}?\nAnswer:"));
         }
         Variant::Reversed => {
-            let [(name1, phone1), (name2, phone2)] = shots.map(|shot| &entries[shot]);
+            let shown: String = shots.iter().map(|shot| &entries[*shot]).map(|(name, phone)| format!("{name}: {phone}\n")).collect();
             page.text(format!(
-                "Given a phone book with entries of the form:\n{name1}: {phone1}\n{name2}: {phone2}\n... and so on.\n\
+                "Given a phone book with entries of the form:\n{shown}... and so on.\n\
                  Please find the phone number for {name}.\nI will ask you for this phone number later.\n\
                  Memorize it so you can respond correctly.\nRemember {name}.\nHere is the phonebook:\n\n"
             ));
@@ -115,7 +115,7 @@ mod tests {
         let entries: Vec<(String, String)> = [("Ada Fox", "200-300-4000"), ("Ben Lee", "555-666-7777"), ("Eva Ross", "201-302-4003")]
             .map(|(a, b)| (a.into(), b.into()))
             .into();
-        let text = |variant| page(variant, &entries, [0, 1], 2).parts.iter().map(|(text, _)| text.as_str()).collect::<String>();
+        let text = |variant| page(variant, &entries, &[0, 1], 2).parts.iter().map(|(text, _)| text.as_str()).collect::<String>();
         assert_eq!(
             text(Variant::Standard),
             "Ada Fox: 200-300-4000\nBen Lee: 555-666-7777\nEva Ross: 201-302-4003\n\
