@@ -127,6 +127,14 @@ impl Task for CopyTask {
         }
         scores
     }
+
+    /// All lengths that were trained on: with positions each is learnt for itself.
+    fn reached(&self, scores: &[(String, f64)]) -> f64 {
+        let trained: Vec<String> = self.test_lengths.iter().filter(|length| **length <= self.longest()).map(|n| letters_of(*n)).collect();
+        let wanted = |(name, _): &&(String, f64)| trained.iter().any(|trained| trained == name);
+        let worst = scores.iter().filter(wanted).map(|(_, value)| *value).reduce(f64::min);
+        worst.or(scores.first().map(|(_, value)| *value)).unwrap_or(f64::NAN)
+    }
 }
 
 /// Name of a measurement.

@@ -100,6 +100,11 @@ pub(crate) trait Task: Sync {
     fn larger_is_better(&self) -> bool {
         true
     }
+
+    /// What `stop_at` is compared with: the measurement that decides, unless others have to be as good.
+    fn reached(&self, scores: &[(String, f64)]) -> f64 {
+        scores.first().map_or(f64::NAN, |(_, value)| *value)
+    }
 }
 
 impl<T: Task> Task for &T {
@@ -113,6 +118,10 @@ impl<T: Task> Task for &T {
 
     fn larger_is_better(&self) -> bool {
         (**self).larger_is_better()
+    }
+
+    fn reached(&self, scores: &[(String, f64)]) -> f64 {
+        (**self).reached(scores)
     }
 }
 
@@ -355,8 +364,8 @@ impl<'a, B: TrainBackend> Learner<'a, B> {
             }
             let last = step + 1 == stage.steps || found.diverged;
             if last || due(training.eval_every) {
-                let first = self.measure(&stage.task, running);
-                let good = |limit: f64| if stage.task.larger_is_better() { first >= limit } else { first <= limit };
+                let reached = self.measure(&stage.task, running);
+                let good = |limit: f64| if stage.task.larger_is_better() { reached >= limit } else { reached <= limit };
                 if last || training.stop_at.is_some_and(good) {
                     break;
                 }
@@ -410,7 +419,7 @@ impl<'a, B: TrainBackend> Learner<'a, B> {
         found.tokens_per_s = Pace::sum(&found.pace).tokens_per_s();
     }
 
-    /// Measures on held-out data; gives the first measurement.
+    /// Measures on held-out data; gives what `stop_at` is compared with.
     fn measure(&mut self, task: &impl Task, running: &mut Running<'_>) -> f64 {
         let begun = Instant::now();
         // Queued steps are part of training, not of the measurement.
@@ -423,7 +432,7 @@ impl<'a, B: TrainBackend> Learner<'a, B> {
         let scores: serde_json::Map<String, serde_json::Value> =
             found.scores.iter().map(|(name, value)| (name.clone(), json!(value))).collect();
         running.log.line(&json!({ "step": found.steps, "scores": scores }));
-        first
+        task.reached(&found.scores)
     }
 }
 

@@ -425,8 +425,16 @@ pub(crate) fn ssd_walk<E: Float, N8: Size, N4: Size, N2: Size>(
                             m0[e] = select(see0, g0[e] * f32::exp(x0) * dv[e], 0.0f32);
                             m1[e] = select(see1, g1[e] * f32::exp(x1) * dv[e], 0.0f32);
                         }
-                        sm[(h * 64 + r0) * 36 + cc] = Vector::<E, N2>::cast_from(m0);
-                        sm[(h * 64 + r1) * 36 + cc] = Vector::<E, N2>::cast_from(m1);
+                        let high0 = Vector::<E, N2>::cast_from(m0);
+                        let high1 = Vector::<E, N2>::cast_from(m1);
+                        sm[(h * 64 + r0) * 36 + cc] = high0;
+                        sm[(h * 64 + r1) * 36 + cc] = high1;
+                        if ni == mi {
+                            let (row, column) = low_block(mi, reverse);
+                            let at = (h * 64 + row * 16 + g) * 36 + column * 8 + block * 4 + t;
+                            sm[at] = Vector::<E, N2>::cast_from(m0 - Vector::<f32, N2>::cast_from(high0));
+                            sm[at + 8 * 36] = Vector::<E, N2>::cast_from(m1 - Vector::<f32, N2>::cast_from(high1));
+                        }
                     }
                 }
                 ni += hg;
@@ -480,6 +488,13 @@ pub(crate) fn ssd_walk<E: Float, N8: Size, N4: Size, N2: Size>(
                         for j in 0..2usize {
                             if comptime!(if reverse { half * 2 + j <= k } else { half * 2 + j >= k }) {
                                 let at = ((hl + h) * 64 + comptime!((half * 2 + j) * 16) + rb) * 36 + k * 8 + cb * 4;
+                                let fb = load4_pairs::<E, N2>(def, &sm, at, false);
+                                multiply::<E, N2>(def, &fx, &fb, 0usize, acc.index_mut(comptime!(h * 4 + 2 * j)));
+                                multiply::<E, N2>(def, &fx, &fb, 1usize, acc.index_mut(comptime!(h * 4 + 2 * j + 1)));
+                            }
+                            if comptime!(half * 2 + j == k) {
+                                let (row, column) = comptime!(low_place(k, reverse));
+                                let at = ((hl + h) * 64 + row * 16 + rb) * 36 + column * 8 + cb * 4;
                                 let fb = load4_pairs::<E, N2>(def, &sm, at, false);
                                 multiply::<E, N2>(def, &fx, &fb, 0usize, acc.index_mut(comptime!(h * 4 + 2 * j)));
                                 multiply::<E, N2>(def, &fx, &fb, 1usize, acc.index_mut(comptime!(h * 4 + 2 * j + 1)));
@@ -627,6 +642,28 @@ pub(crate) fn ssd_walk<E: Float, N8: Size, N4: Size, N2: Size>(
             kept[sidx * nh + hc] = total;
         }
     }
+}
+
+/// Where the low part of the diagonal block `i` of `M` lies, as (row, column) of blocks: those beyond the diagonal are free.
+fn low_place(i: usize, reverse: bool) -> (usize, usize) {
+    match (i, reverse) {
+        (3, false) => (0, 2),
+        (_, false) => (i, i + 1),
+        (0, true) => (2, 0),
+        (_, true) => (i, i - 1),
+    }
+}
+
+/// `low_place` of a block known at run time.
+#[cube]
+fn low_block(i: usize, #[comptime] reverse: bool) -> (usize, usize) {
+    let mut row = select(i == 3, 0usize, i);
+    let mut column = select(i == 3, 2usize, i + 1);
+    if comptime!(reverse) {
+        row = select(i == 0, 2usize, i);
+        column = select(i == 0, 0usize, i - 1);
+    }
+    (row, column)
 }
 
 /// Transposes four values of four neighbouring lanes.
