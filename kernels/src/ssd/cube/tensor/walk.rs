@@ -380,7 +380,16 @@ pub(crate) fn ssd_walk<E: Float, N8: Size, N4: Size, N2: Size>(
                 ni = mi + w / 4;
                 ni_end = 4usize.runtime();
             }
+            // Where a row has few blocks there is time to keep what rounding takes from the nearest pairs, the largest of all: the
+            // block beside the diagonal is free for it.
+            let mut few = mi < 2;
+            let mut beside = mi + 1;
+            if comptime!(reverse) {
+                few = mi >= 2;
+                beside = mi - 1;
+            }
             while ni < ni_end {
+                let low = few && ni == mi;
                 let mut gg = zeros::<N2>(4usize);
                 #[unroll]
                 for k in 0..comptime!(n / 16) {
@@ -429,9 +438,8 @@ pub(crate) fn ssd_walk<E: Float, N8: Size, N4: Size, N2: Size>(
                         let high1 = Vector::<E, N2>::cast_from(m1);
                         sm[(h * 64 + r0) * 36 + cc] = high0;
                         sm[(h * 64 + r1) * 36 + cc] = high1;
-                        if ni == mi {
-                            let (row, column) = low_block(mi, reverse);
-                            let at = (h * 64 + row * 16 + g) * 36 + column * 8 + block * 4 + t;
+                        if low {
+                            let at = (h * 64 + r0) * 36 + beside * 8 + block * 4 + t;
                             sm[at] = Vector::<E, N2>::cast_from(m0 - Vector::<f32, N2>::cast_from(high0));
                             sm[at + 8 * 36] = Vector::<E, N2>::cast_from(m1 - Vector::<f32, N2>::cast_from(high1));
                         }
@@ -492,9 +500,9 @@ pub(crate) fn ssd_walk<E: Float, N8: Size, N4: Size, N2: Size>(
                                 multiply::<E, N2>(def, &fx, &fb, 0usize, acc.index_mut(comptime!(h * 4 + 2 * j)));
                                 multiply::<E, N2>(def, &fx, &fb, 1usize, acc.index_mut(comptime!(h * 4 + 2 * j + 1)));
                             }
-                            if comptime!(half * 2 + j == k) {
-                                let (row, column) = comptime!(low_place(k, reverse));
-                                let at = ((hl + h) * 64 + row * 16 + rb) * 36 + column * 8 + cb * 4;
+                            if comptime!(half * 2 + j == k && (k < 2) != reverse) {
+                                let beside = comptime!(if reverse { k - 1 } else { k + 1 });
+                                let at = ((hl + h) * 64 + k * 16 + rb) * 36 + beside * 8 + cb * 4;
                                 let fb = load4_pairs::<E, N2>(def, &sm, at, false);
                                 multiply::<E, N2>(def, &fx, &fb, 0usize, acc.index_mut(comptime!(h * 4 + 2 * j)));
                                 multiply::<E, N2>(def, &fx, &fb, 1usize, acc.index_mut(comptime!(h * 4 + 2 * j + 1)));
@@ -642,28 +650,6 @@ pub(crate) fn ssd_walk<E: Float, N8: Size, N4: Size, N2: Size>(
             kept[sidx * nh + hc] = total;
         }
     }
-}
-
-/// Where the low part of the diagonal block `i` of `M` lies, as (row, column) of blocks: those beyond the diagonal are free.
-fn low_place(i: usize, reverse: bool) -> (usize, usize) {
-    match (i, reverse) {
-        (3, false) => (0, 2),
-        (_, false) => (i, i + 1),
-        (0, true) => (2, 0),
-        (_, true) => (i, i - 1),
-    }
-}
-
-/// `low_place` of a block known at run time.
-#[cube]
-fn low_block(i: usize, #[comptime] reverse: bool) -> (usize, usize) {
-    let mut row = select(i == 3, 0usize, i);
-    let mut column = select(i == 3, 2usize, i + 1);
-    if comptime!(reverse) {
-        row = select(i == 0, 2usize, i);
-        column = select(i == 0, 0usize, i - 1);
-    }
-    (row, column)
 }
 
 /// Transposes four values of four neighbouring lanes.
