@@ -616,11 +616,17 @@ impl LongContext {
                 going_on.join("; ")
             ),
             format!(
-                "Steps are of one kind in turn: {}. Text: {data}, as bytes, all predicted. Small models do not learn to look things up from text alone, so rows of both tasks are part of training, and phonebooks whose entries come again in another order (recall); of them numbers alone are predicted. They are 1/{} as long as the stage's rows, at first {}, later in turn.",
-                mix.join(", "),
-                task.divisors.iter().map(ToString::to_string).collect::<Vec<_>>().join(", 1/"),
-                if task.curriculum == Curriculum::Stages { "one after another" } else { "in turn" }
+                "Steps are of one kind in turn: {}. Text: {data}, as bytes, all predicted. Small models do not learn to look things up from text alone, so rows of both tasks are part of training, and phonebooks whose entries come again in another order (recall); of them numbers alone are predicted.",
+                mix.join(", ")
             ),
+            match task.curriculum {
+                Curriculum::Cycle => format!("Rows of these are a stage's length divided by {}, in turn.", sweep::list(&task.divisors)),
+                Curriculum::Stages => format!(
+                    "Rows of these are a stage's length divided by {}: one after another for equal numbers of steps at {} tokens, in turn later.",
+                    sweep::list(&task.divisors),
+                    task.length
+                ),
+            },
             format!(
                 "Loss: the last {} rows of {} bytes of the text, nats per byte. Phonebook: standard template, {} first and last names, words as tokens; needles: a number of {DIGITS} digits among up to {} in held-out text, bytes as tokens; whole numbers that are right, of {} held-out rows per length.",
                 task.valid_rows,

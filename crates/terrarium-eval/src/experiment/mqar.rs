@@ -206,9 +206,10 @@ impl Experiment for Mqar {
         let scores: Vec<String> = self.task.test_pairs.iter().map(|pairs| name(*pairs)).collect();
         let groups = Group::all(found, &scores[0], true);
         let mut notes = sweep::notes(&self.models, &self.training);
-        notes.push(format!(
+        notes.push(
             "The verdict compares models of one width at their best learning rate by the first test: means over seeds, and the best seed of each beside them."
-        ));
+                .to_string(),
+        );
         notes.insert(
             0,
             format!(
