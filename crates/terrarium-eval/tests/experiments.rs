@@ -29,11 +29,47 @@ fn timeless(dir: &Path) -> Vec<Value> {
     let report: Value = serde_json::from_str(&std::fs::read_to_string(dir.join("report.json")).unwrap()).unwrap();
     let mut cells = report["cells"].as_array().unwrap().clone();
     for cell in &mut cells {
-        for key in ["seconds", "tokens_per_s"] {
+        for key in ["seconds", "tokens_per_s", "flop_per_s", "utilisation", "memory_bytes"] {
             cell.as_object_mut().unwrap().remove(key);
         }
     }
     cells
+}
+
+/// What a report says of how busy the device was: speeds that fit one another, and steps whose parts add up.
+fn busy(dir: &Path, summary: &Summary) {
+    let report: Value = serde_json::from_str(&std::fs::read_to_string(dir.join("report.json")).unwrap()).unwrap();
+    let ceiling = report["machine"]["matmul_tflops"].as_f64().unwrap() * 1e12;
+    assert!(ceiling > 1e8, "{}", report["machine"]);
+    for cell in &summary.report.cells {
+        let [speed, share] = ["flop_per_s", "utilisation"].map(|key| number(cell, key));
+        assert!((share / (speed / ceiling) - 1.0).abs() < 1e-6 && share > 0.0, "{cell:?}");
+        // The same arithmetic per token, the warm-up left out or not.
+        let whole = number(cell, "flop") / number(cell, "tokens");
+        assert!((speed / number(cell, "tokens_per_s") / whole - 1.0).abs() < 0.05, "{cell:?}");
+        assert!(number(cell, "memory_bytes") > 1e6, "{cell:?}");
+    }
+    let steps = report["steps"].as_array().unwrap();
+    assert_eq!(steps.len(), std::fs::read_dir(dir.join("steps")).unwrap().count());
+    for step in steps {
+        let (name, step) = (step["of"].as_str().unwrap(), &step["step"]);
+        let parts = step["shares"].as_array().unwrap();
+        let of = |op: &str| parts.iter().filter(|part| part["op"] == op).count();
+        let sum: f64 = parts.iter().map(|part| part["ms"].as_f64().unwrap_or_else(|| panic!("{name}: {part}"))).sum();
+        let rest = step["other_ms"].as_f64().unwrap();
+        assert!((sum + rest - step["ms"].as_f64().unwrap()).abs() < 1e-6, "{name}: {sum} + {rest} of {}", step["ms"]);
+        assert!(of("linear") > 1 && of("cross_entropy") == 1 && of("adamw") == 1 && of("gradient_norm") == 1, "{name}: {parts:?}");
+        assert_eq!(
+            (of("ssd") > 0, of("selective_scan") > 0),
+            (name.contains("Mamba-2") || name.contains("Hybrid"), name.contains("Mamba N")),
+            "{name}"
+        );
+    }
+    let page = std::fs::read_to_string(dir.join("report.md")).unwrap();
+    assert!(
+        page.contains("## One training step") && page.contains("| of a product |") && page.contains("TFLOP/s on this device"),
+        "{page}"
+    );
 }
 
 #[test]
@@ -52,6 +88,7 @@ fn mqar_is_learnt_by_every_architecture() {
     }
     let logs = std::fs::read_dir(dir.path().join("logs")).unwrap().count();
     assert_eq!(logs, 4);
+    busy(dir.path(), &summary);
     let page = std::fs::read_to_string(dir.path().join("report.md")).unwrap();
     assert!(page.contains("Verdict: ") && page.contains("| Mamba-2 N=32 |"), "{page}");
 }
@@ -181,8 +218,10 @@ fn stopped_and_resumed_gives_the_same_report() {
     other.resume = true;
     let changed = run(&other, &mut ()).unwrap_err().to_string();
     assert!(changed.contains("training.steps (20 then, 21 now)"), "{changed}");
+    let machine = std::fs::read(parts.join("machine.json")).unwrap();
     finish(&stopped);
     assert_eq!(timeless(&whole), timeless(&parts));
+    assert_eq!(machine, std::fs::read(parts.join("machine.json")).unwrap(), "what the device reaches is measured once");
     // All finished: nothing is run, the report is made again.
     finish(&stopped);
     assert_eq!(timeless(&whole), timeless(&parts));

@@ -303,12 +303,12 @@ pub fn times<B: TrainBackend>(device: &B::Device, dtype: DType, shapes: &[Shape]
     let session = Session::<B::InnerBackend>::new(device, &options)?;
     let mut clock = Clock::new(device, session.effort());
     let machine = session.unmeasured();
-    let row = |case: &Box<dyn Case<B::InnerBackend>>| {
-        let row = session.row(case.as_ref(), &mut clock, &machine);
+    let mut rows = Vec::new();
+    for case in table::chosen::<B::InnerBackend>(shapes, session.dtype) {
+        rows.push(session.row(case.as_ref(), &mut clock, &machine));
         <B::InnerBackend as Backend>::memory_cleanup(device);
-        row
-    };
-    Ok(table::chosen::<B::InnerBackend>(shapes, session.dtype).iter().map(row).collect())
+    }
+    Ok(rows)
 }
 
 struct Session<'a, B: KernelBackend> {

@@ -227,3 +227,23 @@ fn bench_ops_checks_and_times_what_is_asked_for() {
     // Without a word more, `bench` is still about models.
     drop(run(&["bench", "--new-tokens", "1", "ops"]).fails(2, &["cannot be used with"]));
 }
+
+#[test]
+fn bench_train_takes_the_step_apart() {
+    let command = ["bench", "train", "--preset", "pythia-14m", "--tokens", "16", "--repeats", "1", "--device", "cpu"];
+    let report = run(&[&command[..], &["--json"]].concat()).ok().json().remove(0);
+    let number = |key: &str| report[key].as_f64().unwrap_or_else(|| panic!("no {key} in {report}"));
+    assert!((number("utilisation") * number("matmul_tflops") / number("model_tflops") - 1.0).abs() < 1e-9, "{report}");
+    assert!(number("memory_bytes") > 1e7, "{report}");
+    let shares = report["shares"].as_array().unwrap();
+    let sum: f64 = shares.iter().map(|share| share["ms"].as_f64().unwrap()).sum();
+    assert!((sum + number("other_ms") - number("median_ms")).abs() < 1e-6, "{report}");
+    // Six layers of attention and MLPs beside it.
+    let calls = |op: &str| shares.iter().filter(|share| share["op"] == op).map(|share| share["calls"].as_u64().unwrap()).sum::<u64>();
+    assert_eq!([calls("attention"), calls("linear"), calls("rms_norm"), calls("ssd")], [6, 6 * 6 + 1, 13, 0], "{report}");
+    let text = run(&command).ok().out;
+    assert!(text.contains("attention b=1 l=16 h=4 g=4 p=32") && text.contains("waiting for the host"), "{text}");
+    let without = run(&[&command[..], &["--no-shares", "--json"]].concat()).ok().json().remove(0);
+    assert!(without["shares"].is_null() && without["median_ms"].as_f64().unwrap() > 0.0, "{without}");
+    drop(run(&["bench", "train", "--preset", "pythia-14m", "--tokens", "1"]).fails(2, &["--tokens"]));
+}

@@ -217,8 +217,8 @@ impl Pace {
 
 impl Finding for Learned {
     fn words(&self) -> String {
-        // The last stage has the last of many.
-        let shown = &self.scores[self.scores.len().saturating_sub(4)..];
+        // Of many, the last stage has the last.
+        let shown = if self.scores.len() > 12 { &self.scores[self.scores.len() - 4..] } else { &self.scores };
         let scores = shown.iter().map(|(name, value)| format!("{name} {value:.3}")).collect::<Vec<_>>().join(", ");
         let end = if self.diverged { ", diverged" } else { "" };
         format!("{scores}; {} steps in {:.1} s, {} tokens/s{end}", self.steps, self.seconds, short(self.tokens_per_s))
@@ -228,6 +228,10 @@ impl Finding for Learned {
 impl Learned {
     /// The pace of all stages together.
     pub fn total(&self) -> Pace {
+        if self.pace.is_empty() {
+            // Of a folder from before stages were told apart: the arithmetic of a token is that of all.
+            return Pace { tokens: self.tokens, flop: self.flop, seconds: self.tokens as f64 / self.tokens_per_s.max(1e-9) };
+        }
         Pace::sum(&self.pace)
     }
 

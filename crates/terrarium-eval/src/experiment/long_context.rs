@@ -1,9 +1,10 @@
 //! Short models continued at longer lengths (arXiv 2406.07887, section 4): what they then read, and what they look up.
 //!
-//! A model learns at one length, is measured, and goes on at longer ones, measured after each. Three kinds of rows, one kind per step:
+//! A model learns at one length, is measured, and goes on at longer ones, measured after each. Four kinds of rows, one kind per step:
 //!
 //! ```text
 //! text       bytes of a file, all predicted
+//! recall     a phonebook, and its entries again in another order, their numbers predicted: the same words
 //! phonebook  the standard template of the phonebook experiment with many questions; tokens are its words, behind those of bytes
 //! needles    bytes: text with sentences that name numbers hidden in it, which are asked for at its end; answers are predicted
 //! ```
@@ -20,9 +21,9 @@ use terrarium_train::loss;
 use terrarium_train::plot::{Figure, Panel, Scale, Series};
 
 use super::arch::{Architecture, Kind};
-use super::curriculum::{TEST, TRAIN, generator};
+use super::curriculum::{Curriculum, TEST, TRAIN, generator};
 use super::fit::{self, Learned, Stage, Task, Training};
-use super::phonebook::{KEYS, Shelf, Shots, Variant, holds, whole};
+use super::phonebook::{KEYS, Shelf, Shots, Variant, holds, holds_twice, whole};
 use super::report::{Check, Report, Table, Verdict};
 use super::sweep::{self, Cell, Group, LEARNT, Models};
 use super::text::{self, Text};
@@ -55,9 +56,13 @@ pub struct LongTask {
     pub length: usize,
     /// Kinds of rows: steps take them in turn.
     pub mix: Vec<Rows>,
-    /// Rows of `phonebook` and `needles` are so many times shorter than the stage's length, in turn, and as many times more.
+    /// Rows of all but `text` are so many times shorter than the stage's length, and as many times more; `needles` no shorter than
+    /// hides one.
     #[serde(default = "whole_rows")]
     pub divisors: Vec<usize>,
+    /// How training at the short length goes through them; later stages take them in turn.
+    #[serde(default)]
+    pub curriculum: Curriculum,
     /// Share of a training row of `phonebook` that its questions take.
     #[serde(default = "quarter")]
     pub asked: f64,
@@ -79,6 +84,8 @@ pub struct LongTask {
 pub enum Rows {
     /// Text.
     Text,
+    /// Phonebooks read twice, the second time in another order.
+    Recall,
     /// Phonebook lookup.
     Phonebook,
     /// Numbers hidden in text.
@@ -152,6 +159,21 @@ impl LongTask {
         self.needles.min(2 * length / 3 / each)
     }
 
+    /// By how many times rows of a kind are shorter than `length`.
+    fn divisors_of(&self, rows: Rows, length: usize) -> Vec<usize> {
+        let fits = |divisor: &usize| rows != Rows::Needles || self.hidden(length / divisor) > 0;
+        let fit: Vec<usize> = self.divisors.iter().copied().filter(fits).collect();
+        if fit.is_empty() { vec![1] } else { fit }
+    }
+
+    /// Refuses rows that are too short for one.
+    fn hides(&self, length: usize) -> Result<(), String> {
+        if self.hidden(length) == 0 {
+            return Err(format!("two thirds of {length} tokens hold no number with its question"));
+        }
+        Ok(())
+    }
+
     /// Rows of text with hidden numbers, of which `asked` are asked for; all others, and all other labels, are not predicted.
     fn needle_rows(&self, text: &Text, length: usize, asked: usize, stream: [u64; 3], rows: usize) -> Batch {
         let hidden = self.hidden(length);
@@ -206,6 +228,7 @@ fn behind(mut batch: Batch) -> Batch {
 
 /// What a stage learns and how it is measured.
 struct Lesson<'a> {
+    curriculum: Curriculum,
     recipe: &'a LongContext,
     text: &'a Text,
     shelf: &'a Shelf,
@@ -213,19 +236,22 @@ struct Lesson<'a> {
 }
 
 impl Task for Lesson<'_> {
-    fn batch(&self, seed: u64, step: usize, _steps: usize, rows: usize) -> Batch {
+    fn batch(&self, seed: u64, step: usize, steps: usize, rows: usize) -> Batch {
         let task = &self.recipe.task;
         let (cycle, place) = (step / task.mix.len(), step % task.mix.len());
         let part = task.mix[place];
         let count = |parts: &[Rows]| parts.iter().filter(|other| **other == part).count();
-        // How often this kind had its turn before.
+        // How often this kind had its turn before, and will have had it.
         let turn = cycle * count(&task.mix) + count(&task.mix[..place]);
-        let divisor = task.divisors[turn % task.divisors.len()];
+        let turns = steps.div_ceil(task.mix.len()) * count(&task.mix);
+        let divisors = task.divisors_of(part, self.length);
+        let divisor = divisors[self.curriculum.at(turn, turns, divisors.len())];
         let (length, rows_here) = (self.length / divisor, rows * divisor);
         // Stages draw from streams of their own.
         let stream = [TRAIN, seed ^ ((self.length as u64) << 32), step as u64];
         match part {
             Rows::Text => self.text.drawn(stream[1], step, rows, self.length),
+            Rows::Recall => behind(self.shelf.twice(length, stream, rows_here)),
             Rows::Phonebook => behind(self.shelf.rows(Variant::Standard, length, task.shots(length), stream, rows_here)),
             Rows::Needles => task.needle_rows(self.text, length, task.needles, stream, rows_here),
         }
@@ -309,7 +335,10 @@ impl LongContext {
 
     /// Learning, then going on.
     fn stages<'a>(&'a self, text: &'a Text, shelf: &'a Shelf, lr: f64) -> Vec<Stage<Lesson<'a>>> {
-        let lesson = |length: usize| Lesson { recipe: self, text, shelf, length };
+        let lesson = |length: usize| {
+            let curriculum = if length == self.task.length { self.task.curriculum } else { Curriculum::Cycle };
+            Lesson { curriculum, recipe: self, text, shelf, length }
+        };
         let Training { steps, batch: rows, .. } = self.training;
         let first = Stage { task: lesson(self.task.length), steps, rows, lr, rotary_base: None };
         let later = self.continuation.iter().map(|stage| Stage {
@@ -353,7 +382,7 @@ impl Experiment for LongContext {
             return fail("training.stop_at", "stages have the steps that the recipe gives them; leave it out".to_string());
         }
         if task.mix.is_empty() {
-            return fail("task.mix", "at least one of text, phonebook, needles".to_string());
+            return fail("task.mix", "at least one of text, recall, phonebook, needles".to_string());
         }
         if task.divisors.is_empty() || task.divisors.contains(&0) {
             return fail("task.divisors", "at least one, none of them 0".to_string());
@@ -370,20 +399,25 @@ impl Experiment for LongContext {
         if task.test_rows == 0 || task.valid_rows == 0 || task.test_lengths.is_empty() {
             return fail("task", "test_rows and valid_rows are at least 1, and there is a test length".to_string());
         }
-        let looked_up = |length: usize, shots: Shots, key: &str| {
-            if length > self.longest() {
-                return fail(key, format!("{length} tokens are more than the longest stage's {}", self.longest()));
-            }
-            if task.hidden(length) == 0 {
-                return fail(key, format!("two thirds of {length} tokens hold no number with its question"));
-            }
-            holds(task.names, Variant::Standard, length, shots).or_else(|reason| fail(key, reason))
-        };
         for length in &task.test_lengths {
-            looked_up(*length, Shots::Paper, "task.test_lengths")?;
+            let fail = |reason: String| fail("task.test_lengths", reason);
+            if *length > self.longest() {
+                return fail(format!("{length} tokens are more than the longest stage's {}", self.longest()));
+            }
+            task.hides(*length).and_then(|()| holds(task.names, Variant::Standard, *length, Shots::Paper)).or_else(fail)?;
         }
-        for length in self.lengths().iter().flat_map(|length| task.divisors.iter().map(move |divisor| length / divisor)) {
-            looked_up(length, task.shots(length), "task.divisors")?;
+        for whole in self.lengths() {
+            let rows =
+                task.mix.iter().flat_map(|rows| task.divisors_of(*rows, whole).into_iter().map(move |divisor| (rows, whole / divisor)));
+            for (rows, length) in rows {
+                let made = match rows {
+                    Rows::Text => Ok(()),
+                    Rows::Recall => holds_twice(task.names, length),
+                    Rows::Phonebook => holds(task.names, Variant::Standard, length, task.shots(length)),
+                    Rows::Needles => task.hides(length),
+                };
+                made.or_else(|reason| fail("task.divisors", reason))?;
+            }
         }
         Ok(())
     }
@@ -582,10 +616,17 @@ impl LongContext {
                 going_on.join("; ")
             ),
             format!(
-                "Steps are of one kind in turn: {}. Text: {data}, as bytes, all predicted. Small models do not learn to look things up from text alone, so rows of both tasks are part of training; of them answers alone are predicted. They are 1/{} as long as the stage's rows, in turn.",
-                mix.join(", "),
-                task.divisors.iter().map(ToString::to_string).collect::<Vec<_>>().join(", 1/")
+                "Steps are of one kind in turn: {}. Text: {data}, as bytes, all predicted. Small models do not learn to look things up from text alone, so rows of both tasks are part of training, and phonebooks whose entries come again in another order (recall); of them numbers alone are predicted.",
+                mix.join(", ")
             ),
+            match task.curriculum {
+                Curriculum::Cycle => format!("Rows of these are a stage's length divided by {}, in turn.", sweep::list(&task.divisors)),
+                Curriculum::Stages => format!(
+                    "Rows of these are a stage's length divided by {}: one after another for equal numbers of steps at {} tokens, in turn later.",
+                    sweep::list(&task.divisors),
+                    task.length
+                ),
+            },
             format!(
                 "Loss: the last {} rows of {} bytes of the text, nats per byte. Phonebook: standard template, {} first and last names, words as tokens; needles: a number of {DIGITS} digits among up to {} in held-out text, bytes as tokens; whole numbers that are right, of {} held-out rows per length.",
                 task.valid_rows,
@@ -648,7 +689,7 @@ mod tests {
                 assert!(batch.ids.len() <= whole && 10 * batch.ids.len() > 8 * whole, "{} of {whole}", batch.ids.len());
                 assert!(batch.ids.iter().all(|id| (*id as usize) < vocabulary) && batch.labelled() > 0);
                 let part = recipe.task.mix[step % recipe.task.mix.len()];
-                assert_eq!(batch.ids.iter().all(|id| *id >= BYTES), part == Rows::Phonebook);
+                assert_eq!(batch.ids.iter().all(|id| *id >= BYTES), matches!(part, Rows::Phonebook | Rows::Recall));
                 assert_eq!(batch.labelled() == batch.ids.len(), part == Rows::Text);
             }
         }
@@ -682,6 +723,9 @@ mod tests {
         assert!(said(&|r| r.task.test_lengths.push(100_000)).unwrap_err().contains("100000"));
         assert!(said(&|r| r.task.divisors.push(20)).unwrap_err().contains("divisors"));
         assert!(said(&|r| r.task.names = 2).unwrap_err().contains("names"));
+        assert!(said(&|r| r.task.mix = vec![]).unwrap_err().contains("mix"));
+        assert!(said(&|r| (r.task.mix, r.task.divisors) = (vec![Rows::Recall], vec![20])).unwrap_err().contains("two entries"));
+        assert!(said(&|r| (r.task.mix, r.task.divisors) = (vec![Rows::Text], vec![20])).is_ok());
         assert!(said(&|r| r.task.needles = 0).unwrap_err().contains("needles"));
     }
 }

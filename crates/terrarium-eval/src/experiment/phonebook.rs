@@ -5,6 +5,7 @@
 
 use rand::Rng;
 use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
 use rand::seq::index::sample;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -24,7 +25,7 @@ mod page;
 
 pub(super) use page::FIRST as KEYS;
 pub use page::Variant;
-use page::{FIRST, LAST, page, pieces};
+use page::{FIRST, LAST, Page, page, pieces};
 
 /// The experiment.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -149,6 +150,17 @@ pub(super) fn holds(names: usize, variant: Variant, length: usize, shots: Shots)
     }
 }
 
+/// Refuses books that cannot be read twice.
+pub(super) fn holds_twice(names: usize, length: usize) -> Result<(), String> {
+    match (length + 1) / (2 * ENTRY) {
+        0 | 1 => Err(format!("{length} tokens hold no book of two entries twice")),
+        count if count > names * names => {
+            Err(format!("{length} tokens hold {count} entries twice, more than {names} first and {names} last names make"))
+        }
+        _ => Ok(()),
+    }
+}
+
 impl Shelf {
     /// Books with the first `names` first and last names, at most 64.
     pub fn new(names: usize) -> Self {
@@ -189,11 +201,28 @@ impl Shelf {
     /// `rows` books that fill `length` tokens with their questions, whose answers are the labels.
     pub fn rows(&self, variant: Variant, length: usize, shots: Shots, stream: [u64; 3], rows: usize) -> Batch {
         let count = entries(variant, length, shots);
+        self.pages(stream, rows, |rng| {
+            let (entries, shots, target) = self.book(count, shots, rng);
+            page(variant, &entries, &shots, target)
+        })
+    }
+
+    /// `rows` books that are read twice in `length` tokens, the second time in another order: its numbers are the labels.
+    pub fn twice(&self, length: usize, stream: [u64; 3], rows: usize) -> Batch {
+        let count = (length + 1) / (2 * ENTRY);
+        self.pages(stream, rows, |rng| {
+            let (mut entries, ..) = self.book(count, Shots::Random(0), rng);
+            let book = entries.clone();
+            entries.shuffle(rng);
+            page::twice(&book, &entries)
+        })
+    }
+
+    fn pages(&self, stream: [u64; 3], rows: usize, page: impl Fn(&mut StdRng) -> Page + Sync) -> Batch {
         // Every piece that a page can have is a word.
         let id = |piece: &str| self.words.binary_search_by(|word| word.as_str().cmp(piece)).unwrap_or_default() as i32;
         let row = |row: u64| {
-            let (entries, shots, target) = self.book(count, shots, &mut generator([stream[0], stream[1], stream[2], row]));
-            let page = page(variant, &entries, &shots, target);
+            let page = page(&mut generator([stream[0], stream[1], stream[2], row]));
             let (mut ids, mut labels) = (Vec::new(), Vec::new());
             for (text, answer) in &page.parts {
                 for piece in pieces(text) {
@@ -232,6 +261,9 @@ struct Books<'a> {
 
 /// Tokens of one pass when measuring.
 const MEASURED: usize = 1 << 16;
+
+/// Tokens of an entry: two names, a sign, a number, the line's end.
+const ENTRY: usize = 4 + ANSWER;
 
 /// Tokens of a number: three groups, the last of four digits in two tokens, two signs.
 const ANSWER: usize = 6;
@@ -416,6 +448,21 @@ mod tests {
         }
         assert!(holds(8, Variant::Standard, 400, Shots::Random(7)).is_ok());
         assert!(holds(8, Variant::Standard, 400, Shots::Random(20)).unwrap_err().contains("21 entries"));
+    }
+
+    #[test]
+    fn books_are_read_twice_in_another_order() {
+        let shelf = Shelf::new(8);
+        let batch = shelf.twice(400, [TRAIN, 1, 2], 20);
+        assert_eq!((batch.length, batch.labelled()), (399, 20 * 20 * ANSWER));
+        for (ids, labels) in batch.ids.chunks(399).zip(batch.labels.chunks(399)) {
+            let (first, second) = (&ids[..200], &ids[200..]);
+            let lines = |ids: &[i32]| ids.chunks(ENTRY).take(19).map(<[i32]>::to_vec).collect::<Vec<_>>();
+            assert_ne!(lines(first), lines(second));
+            assert!(lines(second).iter().all(|line| first.chunks(ENTRY).any(|other| other == line)));
+            // What is predicted follows.
+            assert!((0..398).all(|at| labels[at] == IGNORED || labels[at] == ids[at + 1]) && labels[..202].iter().all(|l| *l == IGNORED));
+        }
     }
 
     #[test]

@@ -253,6 +253,11 @@ impl<'a> Group<'a> {
         Spread::of(self.runs.iter().filter_map(|run| run.score(name)))
     }
 
+    /// The largest of a measurement over its seeds.
+    pub fn best(&self, name: &str) -> Option<f64> {
+        self.runs.iter().filter_map(|run| run.score(name)).max_by(f64::total_cmp)
+    }
+
     /// Points of a line through measurements, with the place of each on the horizontal axis.
     pub fn line(&self, scores: &[(f64, String)]) -> Series {
         let point = |(x, name): &(f64, String)| {

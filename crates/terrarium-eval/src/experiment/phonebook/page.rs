@@ -106,6 +106,16 @@ pub(super) fn page(variant: Variant, entries: &[(String, String)], shots: &[usiz
     page
 }
 
+/// A book, and its entries again.
+pub(super) fn twice(book: &[(String, String)], again: &[(String, String)]) -> Page {
+    let mut page = Page { parts: Vec::new() };
+    page.text(book.iter().map(|(name, phone)| format!("{name}: {phone}\n")).collect::<String>());
+    for (name, phone) in again {
+        page.text(format!("{name}:")).answer(phone).text("\n");
+    }
+    page
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
