@@ -304,6 +304,10 @@ def make_model(a):
     (a.model / 'config.json').write_text(json.dumps(config | {'architectures': [type(model).__name__], 'dtype': 'float32'}, indent=1))
     for path in a.tokenizer.iterdir():
         (a.model / path.name).write_bytes(path.read_bytes())
+    # transformers 5 puts the pre-tokenizer of the named class, GPT2Tokenizer's for SmolLM2, in the place of that of tokenizer.json: blanks
+    # before digits become other tokens. transformers 4 and other readers of the file take it as it is.
+    config = json.loads((a.model / 'tokenizer_config.json').read_text())
+    (a.model / 'tokenizer_config.json').write_text(json.dumps(config | {'tokenizer_class': 'PreTrainedTokenizerFast'}, indent=1))
 
 
 def main():
