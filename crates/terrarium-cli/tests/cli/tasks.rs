@@ -2,10 +2,11 @@
 
 use std::fmt::Write;
 use std::path::Path;
+use std::process::Stdio;
 
 use tempfile::TempDir;
 
-use crate::common::{run, text, tiny_model};
+use crate::common::{Ran, run, signal, terrarium, text, tiny_model, wait_for};
 
 /// A few documents of three tasks.
 fn data(dir: &Path) {
@@ -62,6 +63,9 @@ fn tasks_are_asked_and_go_on_where_they_stopped() {
         assert_eq!(std::fs::read_to_string(parts.join(name)).unwrap(), std::fs::read_to_string(whole.join(name)).unwrap());
     }
     assert!(parts.join("results.json").exists());
+    // A part of what is answered costs none of it.
+    assert_eq!(asked(&parts, &["--resume", "--limit", "3"]).ok().json()[0]["results"]["arc_easy"]["sample_len"], 3);
+    assert_eq!(std::fs::read_to_string(&samples).unwrap().lines().count(), 40);
 }
 
 #[test]
@@ -80,12 +84,93 @@ fn examples_stand_before_questions_and_mistakes_are_named() {
 }
 
 #[test]
+fn interrupted_tasks_go_on() {
+    let dir = TempDir::new().unwrap();
+    let document =
+        |i: usize| format!(r#"{{"passage": "Bell {i} rang.", "question": "did bell {} ring", "label": {}}}"#, i / 2 * 2, 1 - i % 2);
+    let lines: String = (0..2000).map(|i| document(i) + "\n").collect();
+    std::fs::write(dir.path().join("boolq.jsonl"), lines).unwrap();
+    let (whole, parts) = (dir.path().join("whole"), dir.path().join("parts"));
+    let common = ["eval", "--model", text(tiny_model()), "--data", text(dir.path()), "--device", "cpu", "--tasks", "boolq", "--json"];
+    let asked = |out: &Path, more: &[&str]| run(&[&common[..], &["--out", text(out)], more].concat());
+
+    let mut first = terrarium(&[&common[..], &["--out", text(&parts)]].concat());
+    let child = first.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let samples = parts.join("samples_arc_easy.jsonl");
+    let lines = std::fs::read_to_string(&samples).unwrap();
+    assert_eq!(lines.lines().count(), 7);
+    std::fs::write(&samples, format!("{lines}{{\"doc_id\": 7, \"tar")).unwrap();
+    asked(&parts, &[]).fails(2, &["--resume"]);
+    asked(&parts, &["--resume", "--max-length", "64"]).fails(2, &["max_length (null then, 64 now)"]);
+    let resumed = asked(&parts, &["--resume"]).ok().json().remove(0);
+    assert_eq!(std::fs::read_to_string(&samples).unwrap().lines().count(), 40);
+    // To the last bit: what is asked together is asked again together.
+    for key in ["results", "groups", "n-samples"] {
+        assert_eq!(resumed[key], results[key]);
+    }
+    for name in ["samples_arc_easy.jsonl", "samples_lambada_openai.jsonl"] {
+        assert_eq!(std::fs::read_to_string(parts.join(name)).unwrap(), std::fs::read_to_string(whole.join(name)).unwrap());
+    }
+    assert!(parts.join("results.json").exists());
+}
+
+#[test]
+fn examples_stand_before_questions_and_mistakes_are_named() {
+    let dir = TempDir::new().unwrap();
+    data(dir.path());
+    let common = ["eval", "--model", text(tiny_model()), "--data", text(dir.path()), "--device", "cpu"];
+    let asked = |more: &[&str]| run(&[&common[..], more].concat());
+    let ran = asked(&["--tasks", "arc_easy", "--num-fewshot", "2", "--limit", "4"]).ok();
+    assert!(ran.out.contains("arc_easy") && ran.out.contains("acc_norm") && ran.out.contains("    2 "), "{ran:#?}");
+    asked(&["--tasks", "nothing"]).fails(2, &["nothing", "hellaswag"]);
+    asked(&["--tasks", "piqa"]).fails(2, &["piqa.jsonl", "hint"]);
+    asked(&["--tasks", "mmlu", "--num-fewshot", "5"]).fails(2, &["5 examples", "there are 0"]);
+    std::fs::write(dir.path().join("winogrande.jsonl"), "{\"sentence\": \"no gap\"}\n").unwrap();
+    asked(&["--tasks", "winogrande"]).fails(1, &["winogrande.jsonl, document 1", "sentence"]);
+}
+
+#[test]
+fn interrupted_tasks_go_on() {
+    let dir = TempDir::new().unwrap();
+    let document =
+        |i: usize| format!(r#"{{"passage": "Bell {i} rang.", "question": "did bell {} ring", "label": {}}}"#, i / 2 * 2, 1 - i % 2);
+    let lines: String = (0..2000).map(|i| document(i) + "\n").collect();
+    std::fs::write(dir.path().join("boolq.jsonl"), lines).unwrap();
+    let (whole, parts) = (dir.path().join("whole"), dir.path().join("parts"));
+    let common = ["eval", "--model", text(tiny_model()), "--data", text(dir.path()), "--device", "cpu", "--tasks", "boolq", "--json"];
+    let command = |out: &Path, more: &[&str]| {
+        let all = [&common[..], &["--out", text(out)], more].concat();
+        all.into_iter().map(str::to_string).collect::<Vec<_>>()
+    };
+    let asked = |out: &Path, more: &[&str]| run(&command(out, more).iter().map(String::as_str).collect::<Vec<_>>());
+
+    let interrupted = command(&parts, &[]);
+    let child = terrarium(&interrupted.iter().map(String::as_str).collect::<Vec<_>>());
+    let child = { child }.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let samples = parts.join("samples_boolq.jsonl");
+    wait_for("answers", || std::fs::metadata(&samples).is_ok_and(|file| file.len() > 0));
+    signal(&child, "INT");
+    let ran: Ran = child.wait_with_output().unwrap().into();
+    ran.fails(130, &["stopped after", "of 2000 questions", "--resume"]);
+    assert!(!parts.join("results.json").exists());
+    let results = |ran: Ran| {
+        let mut results = ran.ok().json().remove(0);
+        // The one thing that differs between two runs.
+        results.as_object_mut().unwrap().remove("total_evaluation_time_seconds").unwrap();
+        results
+    };
+    assert_eq!(results(asked(&parts, &["--resume"])), results(asked(&whole, &[])));
+    assert_eq!(std::fs::read_to_string(&samples).unwrap(), std::fs::read_to_string(whole.join("samples_boolq.jsonl")).unwrap());
+}
+
+#[test]
 fn every_form_of_task_is_asked() {
     // One document of each task would do; these are what the comparison with the harness asks.
     let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/eval");
     let out = TempDir::new().unwrap();
     let names = "race,pubmedqa,nq_open,triviaqa,squadv2";
-    let asked = ["eval", "--model", text(tiny_model()), "--data", text(&data), "--device", "cpu", "--json", "--tasks", names, "--limit", "4"];
+    let asked =
+        ["eval", "--model", text(tiny_model()), "--data", text(&data), "--device", "cpu", "--json", "--tasks", names, "--limit", "4"];
     let results = run(&[&asked[..], &["--num-fewshot", "1", "--out", text(out.path())]].concat()).ok().json().remove(0);
     for (task, metric) in [("race", "acc,none"), ("nq_open", "exact_match,remove_whitespace"), ("squadv2", "best_f1,none")] {
         let value = results["results"][task][metric].as_f64();

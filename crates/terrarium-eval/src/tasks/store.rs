@@ -71,6 +71,7 @@ impl Store {
 
     /// Answers of an earlier run. A line cut short is dropped, so is what belongs to other documents, and so are groups that are not
     /// complete: what is asked together is asked again together, so that a run that was stopped ends with the bits of one that was not.
+    /// What is beyond the limit stays in the file.
     pub fn answers(&self, work: &Work) -> Result<Vec<Answer>, EvalError> {
         let path = self.path(work);
         let text = match std::fs::read_to_string(&path) {
@@ -80,9 +81,12 @@ impl Store {
         };
         let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
         let mut found: BTreeMap<usize, (&str, Answer)> = BTreeMap::new();
+        let mut beyond: BTreeMap<usize, &str> = BTreeMap::new();
         for line in whole.lines() {
             let sample: Sample = serde_json::from_str(line).map_err(|error| damaged(&path, &error))?;
-            if let Some(answer) = work.docs.get(sample.doc_id).and_then(|doc| sample.answer(&work.task, doc)) {
+            if sample.doc_id >= work.docs.len() {
+                beyond.insert(sample.doc_id, line);
+            } else if let Some(answer) = work.docs.get(sample.doc_id).and_then(|doc| sample.answer(&work.task, doc)) {
                 found.insert(answer.doc_id, (line, answer));
             }
         }
@@ -92,7 +96,7 @@ impl Store {
             *counts.entry(id / GROUP).or_default() += 1;
         }
         found.retain(|id, _| counts[&(id / GROUP)] == asked(id / GROUP));
-        let lines: String = found.values().map(|(line, _)| format!("{line}\n")).collect();
+        let lines: String = found.values().map(|(line, _)| *line).chain(beyond.into_values()).flat_map(|line| [line, "\n"]).collect();
         if lines != text {
             write_atomic(&path, lines.as_bytes())?;
         }
