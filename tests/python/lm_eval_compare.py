@@ -14,7 +14,7 @@ Of every request the log-likelihood and whether greedy decoding gives it are com
 metrics, and of every task the results with their names and errors. Exit code 1 when a choice or metric differs, or a
 log-likelihood by more than 1e-3.
 """
-import argparse, bz2, csv, json, os, pathlib, re, subprocess, sys, time
+import argparse, bz2, csv, json, os, pathlib, re, shutil, subprocess, sys, time
 
 LETTERS = 'ABCDEFGH'
 MMLU = ['abstract_algebra', 'anatomy', 'astronomy', 'global_facts', 'high_school_psychology', 'marketing', 'moral_scenarios', 'public_relations']
@@ -226,9 +226,12 @@ def harness(a, name):
 
 def ask_terrarium(a, name, tasks, shots, limit, most):
     out = a.work / f'terrarium/{name}'
-    subprocess.run(['rm', '-rf', str(out)], check=True)
+    if out.exists() and not a.resume:
+        shutil.rmtree(out)
     command = [a.terrarium, 'eval', '--model', str(a.model), '--device', 'cpu', '--tasks', ','.join(tasks), '--data', str(a.work / 'data'),
                '--num-fewshot', str(shots), '--limit', str(limit), '--out', str(out), '--json']
+    if out.exists():
+        command.append('--resume')
     if most:
         command += ['--max-length', str(most)]
     began = time.time()
@@ -324,6 +327,7 @@ def main():
     ap.add_argument('--batch', type=int, default=8)
     ap.add_argument('--threads', type=int, default=2)
     ap.add_argument('--squad-metrics', type=pathlib.Path)
+    ap.add_argument('--resume', action='store_true', help='go on with what terrarium was asked before')
     ap.add_argument('--verbose', type=int, default=5, help='differences shown per task')
     a = ap.parse_args()
     if a.gguf and not a.model.exists():
