@@ -96,57 +96,6 @@ fn interrupted_tasks_go_on() {
 
     let mut first = terrarium(&[&common[..], &["--out", text(&parts)]].concat());
     let child = first.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let samples = parts.join("samples_arc_easy.jsonl");
-    let lines = std::fs::read_to_string(&samples).unwrap();
-    assert_eq!(lines.lines().count(), 7);
-    std::fs::write(&samples, format!("{lines}{{\"doc_id\": 7, \"tar")).unwrap();
-    asked(&parts, &[]).fails(2, &["--resume"]);
-    asked(&parts, &["--resume", "--max-length", "64"]).fails(2, &["max_length (null then, 64 now)"]);
-    let resumed = asked(&parts, &["--resume"]).ok().json().remove(0);
-    assert_eq!(std::fs::read_to_string(&samples).unwrap().lines().count(), 40);
-    // To the last bit: what is asked together is asked again together.
-    for key in ["results", "groups", "n-samples"] {
-        assert_eq!(resumed[key], results[key]);
-    }
-    for name in ["samples_arc_easy.jsonl", "samples_lambada_openai.jsonl"] {
-        assert_eq!(std::fs::read_to_string(parts.join(name)).unwrap(), std::fs::read_to_string(whole.join(name)).unwrap());
-    }
-    assert!(parts.join("results.json").exists());
-}
-
-#[test]
-fn examples_stand_before_questions_and_mistakes_are_named() {
-    let dir = TempDir::new().unwrap();
-    data(dir.path());
-    let common = ["eval", "--model", text(tiny_model()), "--data", text(dir.path()), "--device", "cpu"];
-    let asked = |more: &[&str]| run(&[&common[..], more].concat());
-    let ran = asked(&["--tasks", "arc_easy", "--num-fewshot", "2", "--limit", "4"]).ok();
-    assert!(ran.out.contains("arc_easy") && ran.out.contains("acc_norm") && ran.out.contains("    2 "), "{ran:#?}");
-    asked(&["--tasks", "nothing"]).fails(2, &["nothing", "hellaswag"]);
-    asked(&["--tasks", "piqa"]).fails(2, &["piqa.jsonl", "hint"]);
-    asked(&["--tasks", "mmlu", "--num-fewshot", "5"]).fails(2, &["5 examples", "there are 0"]);
-    std::fs::write(dir.path().join("winogrande.jsonl"), "{\"sentence\": \"no gap\"}\n").unwrap();
-    asked(&["--tasks", "winogrande"]).fails(1, &["winogrande.jsonl, document 1", "sentence"]);
-}
-
-#[test]
-fn interrupted_tasks_go_on() {
-    let dir = TempDir::new().unwrap();
-    let document =
-        |i: usize| format!(r#"{{"passage": "Bell {i} rang.", "question": "did bell {} ring", "label": {}}}"#, i / 2 * 2, 1 - i % 2);
-    let lines: String = (0..2000).map(|i| document(i) + "\n").collect();
-    std::fs::write(dir.path().join("boolq.jsonl"), lines).unwrap();
-    let (whole, parts) = (dir.path().join("whole"), dir.path().join("parts"));
-    let common = ["eval", "--model", text(tiny_model()), "--data", text(dir.path()), "--device", "cpu", "--tasks", "boolq", "--json"];
-    let command = |out: &Path, more: &[&str]| {
-        let all = [&common[..], &["--out", text(out)], more].concat();
-        all.into_iter().map(str::to_string).collect::<Vec<_>>()
-    };
-    let asked = |out: &Path, more: &[&str]| run(&command(out, more).iter().map(String::as_str).collect::<Vec<_>>());
-
-    let interrupted = command(&parts, &[]);
-    let child = terrarium(&interrupted.iter().map(String::as_str).collect::<Vec<_>>());
-    let child = { child }.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let samples = parts.join("samples_boolq.jsonl");
     wait_for("answers", || std::fs::metadata(&samples).is_ok_and(|file| file.len() > 0));
     signal(&child, "INT");
