@@ -11,8 +11,8 @@ which `evaluate` would download, from --squad-metrics (`transformers/data/metric
 kept below --work and not asked again. `--gguf FILE --tokenizer DIR` first makes the checkpoint --model of a llama.cpp file, in float32.
 
 Of every request the log-likelihood and whether greedy decoding gives it are compared, of generated answers the text, of every document the
-metrics, and of every task the results with their names and errors. Exit code 1 when a choice or metric differs, or a
-log-likelihood by more than 1e-3.
+metrics, and of every task the results with their names and errors. Requests that differ by more than 1e-3 are asked again with the harness's
+softmax in float64. Exit code 1 when a choice or metric differs, or still a log-likelihood by more than that.
 """
 import argparse, bz2, csv, json, os, pathlib, re, shutil, subprocess, sys, time
 
@@ -20,15 +20,18 @@ LETTERS = 'ABCDEFGH'
 MMLU = ['abstract_algebra', 'anatomy', 'astronomy', 'global_facts', 'high_school_psychology', 'marketing', 'moral_scenarios', 'public_relations']
 # Name of a set: tasks, examples per prompt, documents per task, longest prompt and answer if not the model's.
 SETS = {
-    'standard': (['lambada_openai', 'hellaswag', 'arc_easy', 'piqa', 'winogrande', 'arc_challenge', 'openbookqa', 'boolq'], 0, 200, None),
+    'standard': (['lambada_openai', 'hellaswag', 'arc_easy', 'piqa', 'winogrande'], 0, 200, None),
+    'more': (['arc_challenge', 'openbookqa', 'boolq'], 0, 50, None),
     'mmlu': (['mmlu_' + subject for subject in MMLU], 5, 25, None),
     'shots': (['lambada_openai', 'hellaswag', 'arc_easy', 'piqa', 'winogrande', 'openbookqa', 'boolq', 'truthfulqa_mc1'], 2, 10, None),
-    'truthfulqa': (['truthfulqa_mc1', 'truthfulqa_mc2'], 0, 25, None),
+    'truthfulqa': (['truthfulqa_mc1', 'truthfulqa_mc2'], 0, 10, None),
     # Prompts that are cut off at the start.
     'cut': (['lambada_openai', 'mmlu_anatomy', 'boolq'], 3, 20, 64),
     'small': (['race', 'pubmedqa', 'nq_open', 'triviaqa', 'squadv2'], 0, 100, None),
-    'small-shots': (['race', 'pubmedqa', 'nq_open', 'triviaqa', 'squadv2'], 2, 100, None),
+    # Not squadv2: the harness's own class for it fails where examples are asked for.
+    'small-shots': (['race', 'pubmedqa', 'nq_open', 'triviaqa'], 2, 100, None),
 }
+TOLERANCE = 1e-3  # of log-likelihoods
 EVALUATED, EXAMPLES = 300, 300  # documents kept of each collection: the first for the questions, the next as examples
 
 
@@ -241,15 +244,26 @@ def ask_terrarium(a, name, tasks, shots, limit, most):
     return json.loads(run.stdout), {task: lines(out / f'samples_{task}.jsonl') for task in tasks}, time.time() - began
 
 
+def ask_again(a, most, arguments):
+    """Log-likelihoods by the harness with its option `softmax_dtype=float64`: PyTorch's float32 softmax over tens of thousands of tokens is off by
+    nearly 1e-5 in one direction, which adds up over a long continuation."""
+    import torch
+    torch.set_num_threads(a.threads)
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+    model = HFLM(pretrained=str(a.model), device='cpu', dtype='float32', batch_size=a.batch, max_length=most, softmax_dtype='float64')
+    return [score for score, _ in model.loglikelihood([Instance('loglikelihood', {}, tuple(x), 0) for x in arguments])]
+
+
 def close(theirs, ours, tolerance):
     if isinstance(theirs, (int, float)) and isinstance(ours, (int, float)):
         return abs(theirs - ours) <= tolerance * max(1.0, abs(theirs))
     return theirs == ours
 
 
-def compare(task, theirs, ours, samples, verbose):
-    """What differs, and the row of the table."""
-    wrong, far, requests, metrics = [], 0.0, 0, 0
+def compare(a, most, task, theirs, ours, samples):
+    """Whether something differs; prints the row of the table."""
+    wrong, far, requests, apart = [], 0.0, 0, []
     asked = theirs['samples'][task]
     if len(asked) != len(samples):
         wrong.append(f'{len(asked)} and {len(samples)} documents')
@@ -266,11 +280,12 @@ def compare(task, theirs, ours, samples, verbose):
                 continue
             off = abs(x[0] - y[0])
             far = max(far, off)
-            if off > 1e-3 or bool(x[1]) != y[1]:
+            if off > TOLERANCE:
+                apart.append((f"document {our['doc_id']}, request {i}: {x} and {y}", their['arguments'][i], y[0]))
+            if bool(x[1]) != y[1]:
                 wrong.append(f"document {our['doc_id']}, request {i}: {x} and {y}")
         for metric in their['metrics']:
             if metric in our and metric not in ('perplexity',):
-                metrics += 1
                 if not close(their[metric], our[metric], 1e-4):
                     wrong.append(f"document {our['doc_id']}: {metric} {their[metric]} and {our[metric]}")
             elif isinstance(their[metric], (int, float)) and metric != 'perplexity':
@@ -284,11 +299,14 @@ def compare(task, theirs, ours, samples, verbose):
     for key in ('versions', 'n-shot', 'higher_is_better', 'n-samples'):
         if theirs[key][task] != ours[key].get(task):
             wrong.append(f'{key}: {theirs[key][task]} and {ours[key].get(task)}')
+    if apart:
+        again = ask_again(a, most, [x for _, x, _ in apart])
+        wrong += [f'{text}, {score} again' for (text, _, y), score in zip(apart, again) if abs(score - y) > TOLERANCE]
     named = [k for k in entry if ',' in k and '_stderr' not in k]
     values = ', '.join(f"{k.split(',')[0]} {mine.get(k, float('nan')):.4f}" if isinstance(entry[k], (int, float)) else k for k in named)
-    same = 'all' if not wrong else f'{len(wrong)} differ'
+    same = f'{len(wrong)} differ' if wrong else f'all, {len(apart)} asked again' if apart else 'all'
     print(f'| `{task}` | {ours["n-shot"].get(task)} | {len(samples)} | {requests} | {same} | {far:.1e} | {values} |', flush=True)
-    for text in wrong[:verbose]:
+    for text in wrong[:a.verbose]:
         print('  ', task, text)
     return bool(wrong)
 
@@ -346,7 +364,7 @@ def main():
         print('| task | examples | documents | requests | the same | largest difference of log-likelihoods | results |')
         print('|---|---|---|---|---|---|---|')
         for task in tasks:
-            failed |= compare(task, theirs[task], ours, samples[task], a.verbose)
+            failed |= compare(a, most, task, theirs[task], ours, samples[task])
     sys.exit(failed)
 
 

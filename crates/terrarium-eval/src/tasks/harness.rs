@@ -206,7 +206,7 @@ impl<B: KernelBackend> Asker<'_, B> {
 
     /// Ids of a text as the harness encodes one: it gets no second beginning.
     fn tokens(&self, text: &str) -> Result<Vec<u32>, EvalError> {
-        let start = self.tokenizer.bos().and_then(|id| self.tokenizer.token(id));
+        let start = self.tokenizer.bos().or(self.tokenizer.eos()).and_then(|id| self.tokenizer.token(id));
         let brings = start.is_some_and(|start| text.starts_with(&start));
         let add = self.options.add_bos.unwrap_or(true) && !brings;
         Ok(self.tokenizer.encode(text, add)?)
@@ -236,7 +236,7 @@ impl<B: KernelBackend> Asker<'_, B> {
     fn encode(&self, task: &str, context: &str, continuation: &str) -> Result<ScoreInput, EvalError> {
         let bare = context.trim_end();
         let mut ids = self.tokens(bare)?;
-        let rest = if bare.is_empty() && context.is_empty() {
+        let rest = if context.is_empty() {
             self.tokenizer.encode(continuation, false)?
         } else {
             // Where the two meet, tokens of the whole may differ from those of the context alone, which then stand.
