@@ -24,7 +24,8 @@ use crate::{interrupt, output, progress};
 /// winogrande, openbookqa, boolq, race, pubmedqa, truthfulqa_mc1, truthfulqa_mc2, nq_open, triviaqa, squadv2, mmlu, and of mmlu a field (mmlu_stem) or a
 /// subject (mmlu_anatomy). Documents are local: DIR/TASK.jsonl, one per line in the fields of the data set on the hub (`to_json` of Python's datasets
 /// writes it), and DIR/TASK.train.jsonl for examples; truthfulqa.jsonl for both of its tasks; mmlu.jsonl and mmlu.dev.jsonl, or mmlu/test/SUBJECT_test.csv and
-/// mmlu/dev/SUBJECT_dev.csv. The forms of llm-foundry (mosaic/), PIQA's own files and llama.cpp's HellaSwag text are read too.
+/// mmlu/dev/SUBJECT_dev.csv. The forms of llm-foundry (mosaic/), PIQA's own files and llama.cpp's HellaSwag text are read too; the
+/// last no longer says where a second sentence begins, which the harness starts with a capital.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example:\n  terrarium eval --model state-spaces/mamba2-130m --tokenizer EleutherAI/gpt-neox-20b --tasks lambada_openai,piqa --data eval --out runs/eval"

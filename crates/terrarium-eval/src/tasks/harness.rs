@@ -7,9 +7,10 @@ use std::time::Instant;
 use serde_json::{Map, Value, json};
 use terrarium_kernels::KernelBackend;
 use terrarium_models::{Decoder, DecoderConfig};
-use terrarium_runtime::{GenerateOptions, ScoreInput, ScoreOptions, Tokenizer, generate, score};
+use terrarium_runtime::{GenerateOptions, ScoreOptions, Tokenizer, generate, score};
 use terrarium_train::StopFlag;
 
+use super::encode::{ANSWER, Encoder};
 use super::formats::{self, Subject};
 use super::metrics::{self, Answer, Resp};
 use super::python::Random;
@@ -104,7 +105,8 @@ pub fn evaluate<B: KernelBackend>(
     let tokenizer = tokenizer.ok_or(TaskError::NoTokenizer)?;
     let begun = Instant::now();
     let mut plan = Plan::read(options)?;
-    let asker = Asker { model, config, tokenizer, options, device };
+    let encoder = Encoder { tokenizer, config, add_bos: options.add_bos, max_length: options.max_length };
+    let asker = Asker { model, encoder, options, device };
     let store = options.out_dir.as_deref().map(|dir| Store::open(dir, options)).transpose()?;
     for work in &mut plan.works {
         if let Some(store) = &store {
@@ -142,14 +144,10 @@ pub fn evaluate<B: KernelBackend>(
 /// Documents between two looks at the stop flag, counted from the first; they are asked together.
 pub(crate) const GROUP: usize = 32;
 
-/// Longest answer that is written, in tokens: the harness's.
-const ANSWER: usize = 256;
-
-/// Asks the model; from text to ids as the harness does it.
+/// Asks the model.
 struct Asker<'a, B: KernelBackend> {
     model: &'a Decoder<B>,
-    config: &'a DecoderConfig,
-    tokenizer: &'a Tokenizer,
+    encoder: Encoder<'a>,
     options: &'a EvalOptions,
     device: &'a B::Device,
 }
@@ -161,15 +159,15 @@ impl<B: KernelBackend> Asker<'_, B> {
         let (mut scored, mut prompts, mut ends) = (Vec::new(), Vec::new(), Vec::new());
         for request in requests.iter().flatten() {
             match request {
-                Request::Score { context, continuation } => scored.push(self.encode(&work.name, context, continuation)?),
+                Request::Score { context, continuation } => scored.push(self.encoder.encode(&work.name, context, continuation)?),
                 Request::Write { context, until } => {
-                    prompts.push(self.prompt(&work.name, context)?);
+                    prompts.push(self.encoder.prompt(&work.name, context)?);
                     ends = until.iter().map(|end| end.to_string()).collect();
                 }
             }
         }
         let options = ScoreOptions { top: 0, batch_tokens: self.options.batch_tokens };
-        let mut scores = score(self.model, self.config, None, &scored, &options, self.device)?.into_iter();
+        let mut scores = score(self.model, self.encoder.config, None, &scored, &options, self.device)?.into_iter();
         let mut texts = self.write(&prompts, ends)?.into_iter();
         let mut answers = Vec::with_capacity(ids.len());
         for (id, requests) in ids.iter().zip(&requests) {
@@ -186,74 +184,18 @@ impl<B: KernelBackend> Asker<'_, B> {
 
     /// Continues prompts greedily up to a stop string or the end of text.
     fn write(&self, prompts: &[Vec<u32>], mut stop: Vec<String>) -> Result<Vec<String>, EvalError> {
+        let Encoder { tokenizer, config, .. } = self.encoder;
         let Some(longest) = prompts.iter().map(Vec::len).max() else { return Ok(Vec::new()) };
-        stop.extend(self.tokenizer.eos().and_then(|id| self.tokenizer.token(id)));
+        stop.extend(tokenizer.eos().and_then(|id| tokenizer.token(id)));
         let options = GenerateOptions {
-            eos: self.config.eos.iter().copied().chain(self.tokenizer.eos()).collect(),
+            eos: config.eos.iter().copied().chain(tokenizer.eos()).collect(),
             stop,
             batch: (self.options.batch_tokens / (longest + ANSWER)).max(1),
             ..GenerateOptions::new(ANSWER)
         };
         let go_on = &mut |_: terrarium_runtime::Piece<'_>| ControlFlow::Continue(());
-        let generated = generate(self.model, self.config, Some(self.tokenizer), prompts, &options, self.device, go_on)?;
+        let generated = generate(self.model, config, Some(tokenizer), prompts, &options, self.device, go_on)?;
         Ok(generated.rows.into_iter().map(|row| row.text.unwrap_or_default()).collect())
-    }
-
-    /// Longest prompt and answer.
-    fn most(&self) -> usize {
-        self.options.max_length.or(self.config.max_positions).unwrap_or(2048)
-    }
-
-    /// Ids of a text as the harness encodes one: it gets no second beginning.
-    fn tokens(&self, text: &str) -> Result<Vec<u32>, EvalError> {
-        let start = self.tokenizer.bos().or(self.tokenizer.eos()).and_then(|id| self.tokenizer.token(id));
-        let brings = start.is_some_and(|start| text.starts_with(&start));
-        let add = self.options.add_bos.unwrap_or(true) && !brings;
-        Ok(self.tokenizer.encode(text, add)?)
-    }
-
-    /// What stands for an empty context.
-    fn prefix(&self, task: &str) -> Result<u32, TaskError> {
-        let prefix = self.tokenizer.bos().or(self.tokenizer.eos()).or(self.config.eos.first().copied());
-        prefix.ok_or_else(|| TaskError::NoPrefix { task: task.to_string() })
-    }
-
-    /// Ids of a prompt, cut off at the start so that there is room for an answer.
-    fn prompt(&self, task: &str, context: &str) -> Result<Vec<u32>, EvalError> {
-        let most = self.most();
-        let room = most.checked_sub(ANSWER).filter(|room| *room > 0);
-        let room = room.ok_or_else(|| TaskError::NoRoom { task: task.to_string(), answer: ANSWER, most })?;
-        let mut ids = self.tokens(context)?;
-        ids.drain(..ids.len().saturating_sub(room));
-        if ids.is_empty() {
-            ids.push(self.prefix(task)?);
-        }
-        Ok(ids)
-    }
-
-    /// Context and continuation are tokenised together; blanks at the end of the context belong to the continuation, whose tokens are
-    /// those of the whole after as many as the context alone has. What is too long is cut off at the start.
-    fn encode(&self, task: &str, context: &str, continuation: &str) -> Result<ScoreInput, EvalError> {
-        let bare = context.trim_end();
-        let mut ids = self.tokens(bare)?;
-        let rest = if context.is_empty() {
-            self.tokenizer.encode(continuation, false)?
-        } else {
-            // Where the two meet, tokens of the whole may differ from those of the context alone, which then stand.
-            let whole = self.tokens(&format!("{context}{continuation}"))?;
-            whole.get(ids.len()..).map_or(Vec::new(), <[u32]>::to_vec)
-        };
-        if context.is_empty() || ids.is_empty() {
-            let prefix = self.prefix(task)?;
-            ids = if rest.first() == Some(&prefix) { Vec::new() } else { vec![prefix] };
-        }
-        let from = ids.len();
-        ids.extend(rest);
-        let cut = ids.len().saturating_sub(self.most() + 1);
-        ids.drain(..cut);
-        // The first token has nothing before it that could predict it.
-        let from = from.saturating_sub(cut).clamp(1, ids.len().max(1));
-        Ok(ScoreInput::Ids { ids, from: Some(from) })
     }
 }
 
@@ -433,3 +375,34 @@ impl Plan {
 
 /// Version of the harness's groups of MMLU.
 const GROUP_VERSION: f64 = 2.0;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn docs(names: &[usize]) -> Vec<Doc> {
+        let doc = |name: &usize| Doc { contexts: vec![format!("{name}:")], choices: vec!["x".into()], ..Doc::default() };
+        names.iter().map(doc).collect()
+    }
+
+    /// Names of the examples before each document.
+    fn drawn(spare: bool, pool: &[usize], asked: &[usize]) -> Vec<String> {
+        let task = Task { spare, separator: "|", ..SUBJECT };
+        let mut random = Random::new(SHOT_SEED);
+        docs(asked).iter().map(|doc| examples(&task, doc, &docs(pool), 2, &mut random).unwrap().replace(": x", "")).collect()
+    }
+
+    #[test]
+    fn examples_are_drawn_as_by_the_harness() {
+        // random.Random(1234): sample(range(12), 3) four times is [7, 1, 0], [1, 9, 0], [10, 1, 11], [5, 3, 0].
+        let pool: Vec<usize> = (0..12).collect();
+        assert_eq!(drawn(true, &pool, &[20, 1, 10, 0]), ["7|1|", "9|0|", "1|11|", "5|3|"]);
+        // Without one to spare the document itself may stand among its examples: sample(range(12), 2) three times.
+        assert_eq!(drawn(false, &pool, &[7, 0, 1]), ["7|1|", "0|1|", "9|0|"]);
+        // From [0, 0, 1, 2]: [2, 0, 1], [0, 1, 2], and [0, 2, 0], which leaves one: sample([1, 2], 2) is [1, 2].
+        assert_eq!(drawn(true, &[0, 0, 1, 2], &[0, 0, 0]), ["2|1|", "1|2|", "1|2|"]);
+        let task = Task { spare: true, ..SUBJECT };
+        let error = examples(&task, &docs(&[0])[0], &docs(&[0, 0, 1]), 2, &mut Random::new(SHOT_SEED)).unwrap_err();
+        assert!(matches!(error, TaskError::Shots { wanted: 2, found: 1, .. }), "{error}");
+    }
+}

@@ -6,6 +6,7 @@
 
 mod answers;
 mod csv;
+mod encode;
 mod formats;
 mod harness;
 mod literal;
