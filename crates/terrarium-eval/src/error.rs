@@ -116,7 +116,7 @@ impl EvalError {
                 | Self::FolderTaken { .. }
                 | Self::RecipeChanged { .. }
                 | Self::Architecture { .. }
-                | Self::Task(TaskError::Unknown { .. } | TaskError::NoData { .. } | TaskError::Shots { .. })
+                | Self::Task(TaskError::Unknown { .. } | TaskError::NoData { .. } | TaskError::Shots { .. } | TaskError::NoRoom { .. })
         )
     }
 

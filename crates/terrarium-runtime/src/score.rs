@@ -66,7 +66,8 @@ pub struct Score {
 /// Logits on the host at once: keeps large vocabularies from taking gigabytes.
 const SLICE_ELEMENTS: usize = 1 << 24;
 
-/// Scores inputs, in their order. Inputs of like length share a pass; none sees another.
+/// Scores inputs, in their order. Inputs of like length share a pass; none sees another. Those that differ in their last token alone, as
+/// choices of one token do, are read once.
 pub fn score<B: KernelBackend>(
     model: &Decoder<B>,
     config: &DecoderConfig,
@@ -82,18 +83,20 @@ pub fn score<B: KernelBackend>(
         jobs.push(Job { ids, first });
     }
     let mut order: Vec<usize> = (0..jobs.len()).collect();
-    order.sort_by_key(|&i| std::cmp::Reverse(jobs[i].ids.len()));
-    let mut scores = vec![Score::default(); jobs.len()];
+    order.sort_by(|&a, &b| jobs[b].ids.len().cmp(&jobs[a].ids.len()).then_with(|| jobs[a].read().cmp(jobs[b].read())));
+    let readings: Vec<&[usize]> = order.chunk_by(|&a, &b| jobs[a].read() == jobs[b].read()).collect();
+    let empty = Score { top: (options.top > 0).then(Vec::new), ..Score::default() };
+    let mut scores = vec![empty; jobs.len()];
     let budget = options.batch_tokens.max(1);
-    let mut rest = order.as_slice();
-    while let Some(&longest) = rest.first() {
-        let rows = (budget / jobs[longest].ids.len().max(1)).clamp(1, rest.len());
+    let mut rest = readings.as_slice();
+    while let Some(longest) = rest.first() {
+        let rows = (budget / jobs[longest[0]].ids.len().max(1)).clamp(1, rest.len());
         let (batch, later) = rest.split_at(rows);
         rest = later;
-        let batch_jobs: Vec<&Job> = batch.iter().map(|&i| &jobs[i]).collect();
-        for (&i, score) in batch.iter().zip(score_batch(model, config, &batch_jobs, budget, options, device)?) {
-            scores[i] = score;
-        }
+        score_batch(model, config, &jobs, batch, budget, options, device, &mut scores)?;
+    }
+    for score in &mut scores {
+        score.sum = score.logprobs.iter().map(|x| f64::from(*x)).sum();
     }
     Ok(scores)
 }
@@ -102,6 +105,13 @@ pub fn score<B: KernelBackend>(
 struct Job {
     ids: Vec<u32>,
     first: usize,
+}
+
+impl Job {
+    /// The last token is scored, never read.
+    fn read(&self) -> &[u32] {
+        &self.ids[..self.ids.len() - 1]
+    }
 }
 
 fn prepare(row: usize, input: &ScoreInput, config: &DecoderConfig, tokenizer: Option<&Tokenizer>) -> Result<(Vec<u32>, usize)> {
@@ -143,57 +153,62 @@ fn prepare_text(row: usize, context: &str, continuation: &str, config: &DecoderC
     Ok((whole, first))
 }
 
+/// Reads a batch, each reading on behalf of one or more jobs.
+#[expect(clippy::too_many_arguments, reason = "what is read, how, and where the scores go")]
 fn score_batch<B: KernelBackend>(
     model: &Decoder<B>,
     config: &DecoderConfig,
-    jobs: &[&Job],
+    jobs: &[Job],
+    readings: &[&[usize]],
     budget: usize,
     options: &ScoreOptions,
     device: &B::Device,
-) -> Result<Vec<Score>> {
-    // The last token is scored, never read.
-    let rows: Vec<&[u32]> = jobs.iter().map(|job| &job.ids[..job.ids.len() - 1]).collect();
-    let empty = Score { top: (options.top > 0).then(Vec::new), ..Score::default() };
-    let mut scores = vec![empty; jobs.len()];
-    let chunk = (budget / jobs.len().max(1)).max(1);
-    prefill(model, &rows, chunk, device, &mut |slice| score_slice(model, config, jobs, &slice, options, &mut scores))?;
-    for score in &mut scores {
-        score.sum = score.logprobs.iter().map(|x| f64::from(*x)).sum();
-    }
-    Ok(scores)
+    scores: &mut [Score],
+) -> Result<()> {
+    let rows: Vec<&[u32]> = readings.iter().map(|reading| jobs[reading[0]].read()).collect();
+    let chunk = (budget / rows.len().max(1)).max(1);
+    let visit = &mut |slice| score_slice(model, config, jobs, readings, &slice, options, scores);
+    prefill(model, &rows, chunk, device, visit)?;
+    Ok(())
 }
 
 /// Scores what the states of one slice predict.
 fn score_slice<B: KernelBackend>(
     model: &Decoder<B>,
     config: &DecoderConfig,
-    jobs: &[&Job],
+    jobs: &[Job],
+    readings: &[&[usize]],
     slice: &Slice<B>,
     options: &ScoreOptions,
     scores: &mut [Score],
 ) -> Result<()> {
     let end = slice.start + slice.hidden.dims()[1];
     let mut places = Vec::new();
-    for (row, job) in jobs.iter().enumerate() {
-        let first = (job.first - 1).max(slice.start);
-        let last = (job.ids.len() - 1).min(end);
-        places.extend((first..last).map(|position| (row, position)));
+    for (row, reading) in readings.iter().enumerate() {
+        let first = reading.iter().map(|&job| jobs[job].first - 1).min().unwrap_or(end);
+        let last = jobs[reading[0]].read().len().min(end);
+        places.extend((first.max(slice.start)..last).map(|position| (row, position)));
     }
     let vocab = config.vocab_size;
     for part in places.chunks((SLICE_ELEMENTS / vocab.max(1)).max(1)) {
         let logits = host_logits(model, slice.pick(part))?;
-        let found: Result<Vec<Scored>, SamplingError> = part
+        let found: Result<Vec<Vec<(usize, Scored)>>, SamplingError> = part
             .par_iter()
             .zip(logits.par_chunks(vocab))
-            .map(|(&(row, position), logits)| score_one(logits, jobs[row].ids[position + 1], position, options.top))
+            .map(|(&(row, position), logits)| {
+                let asked = readings[row].iter().filter(|&&job| jobs[job].first <= position + 1);
+                asked.map(|&job| Ok((job, score_one(logits, jobs[job].ids[position + 1], position, options.top)?))).collect()
+            })
             .collect();
-        for (&(row, position), one) in part.iter().zip(found?) {
-            let score = &mut scores[row];
-            score.tokens.push(jobs[row].ids[position + 1]);
-            score.logprobs.push(one.logprob);
-            score.greedy.push(one.greedy);
-            if let Some(top) = &mut score.top {
-                top.push(one.top);
+        for (&(_, position), found) in part.iter().zip(found?) {
+            for (job, one) in found {
+                let score = &mut scores[job];
+                score.tokens.push(jobs[job].ids[position + 1]);
+                score.logprobs.push(one.logprob);
+                score.greedy.push(one.greedy);
+                if let Some(top) = &mut score.top {
+                    top.push(one.top);
+                }
             }
         }
     }

@@ -228,6 +228,30 @@ fn scores_do_not_depend_on_batches_and_slices() {
 }
 
 #[test]
+fn inputs_that_are_read_together_score_as_alone() {
+    for config in [HYBRID, LLAMA] {
+        let (config, model) = random(config, 5);
+        let ids = |last: u32| ScoreInput::Ids { ids: vec![4, 1, 7, 2, last], from: None };
+        let from = |from: usize| ScoreInput::Ids { ids: vec![4, 1, 7, 2, 9], from: Some(from) };
+        // Of one reading: other last tokens, the same input twice, fewer places, none. Of others: another token before, another length.
+        let other = ScoreInput::Ids { ids: vec![4, 1, 7, 3, 9], from: Some(4) };
+        let longer = ScoreInput::Ids { ids: vec![4, 1, 7, 2, 9, 9], from: Some(2) };
+        let inputs = [ids(3), from(4), other, ids(8), from(2), longer, ids(3), from(5)];
+        for batch_tokens in [1, 2048] {
+            let options = ScoreOptions { top: 2, batch_tokens };
+            let together = score(&model, &config, None, &inputs, &options, &device()).expect("scores");
+            for (input, found) in inputs.iter().zip(&together) {
+                let alone = score(&model, &config, None, std::slice::from_ref(input), &options, &device()).expect("scores").remove(0);
+                close(found, &alone);
+                assert!((found.sum - alone.sum).abs() < 1e-4 && found.top.as_ref().map(Vec::len) == Some(found.tokens.len()));
+            }
+            let counts: Vec<usize> = together.iter().map(|found| found.tokens.len()).collect();
+            assert_eq!(counts, [4, 1, 1, 4, 3, 4, 4, 0]);
+        }
+    }
+}
+
+#[test]
 fn greedy_text_scores_as_greedy() {
     let (config, model) = random(HYBRID, 9);
     let start = vec![1, 2, 3];

@@ -21,9 +21,11 @@ use crate::{interrupt, output, progress};
 /// Ask a model the questions of standard tasks.
 ///
 /// Prompts, tokenisation and metrics are those of lm-evaluation-harness, and so is the JSON. Tasks: lambada_openai, hellaswag, piqa, arc_easy, arc_challenge,
-/// winogrande, openbookqa, mmlu. Documents are local: DIR/TASK.jsonl, one per line in the fields of the data set on the hub (`to_json` of Python's datasets
-/// writes it), and DIR/TASK.train.jsonl for examples; mmlu/test/SUBJECT_test.csv and mmlu/dev/SUBJECT_dev.csv. The forms of llm-foundry (mosaic/), PIQA's own
-/// files and llama.cpp's HellaSwag text are read too.
+/// winogrande, openbookqa, boolq, race, pubmedqa, truthfulqa_mc1, truthfulqa_mc2, nq_open, triviaqa, squadv2, mmlu, and of mmlu a field (mmlu_stem) or a
+/// subject (mmlu_anatomy). Documents are local: DIR/TASK.jsonl, one per line in the fields of the data set on the hub (`to_json` of Python's datasets
+/// writes it), and DIR/TASK.train.jsonl for examples; truthfulqa.jsonl for both of its tasks; mmlu.jsonl and mmlu.dev.jsonl, or mmlu/test/SUBJECT_test.csv and
+/// mmlu/dev/SUBJECT_dev.csv. The forms of llm-foundry (mosaic/), PIQA's own files and llama.cpp's HellaSwag text are read too; the
+/// last no longer says where a second sentence begins, which the harness starts with a capital.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example:\n  terrarium eval --model state-spaces/mamba2-130m --tokenizer EleutherAI/gpt-neox-20b --tasks lambada_openai,piqa --data eval --out runs/eval"
@@ -48,9 +50,9 @@ pub struct Arguments {
     /// Longest prompt and answer in tokens; more is cut off at the start [default: the model's, or 2048].
     #[arg(long, value_name = "N")]
     max_length: Option<usize>,
-    /// Begin every prompt as the tokenizer begins texts (a bos).
-    #[arg(long)]
-    add_bos: bool,
+    /// Whether prompts begin as the tokenizer begins texts, with a bos for many [default: as it does by itself].
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    add_bos: Option<bool>,
     /// Tokens computed at once; more is faster and takes more memory.
     #[arg(long, default_value_t = 4096, value_name = "N")]
     batch_tokens: usize,
@@ -107,13 +109,13 @@ fn table(results: &Value) -> Result<(), Failure> {
         Some(Value::String(text)) => text.clone(),
         _ => String::new(),
     };
-    output::line(format_args!("{:<40} {:>5} {:<11} {:>9}   stderr", "task", "shots", "metric", "value"))?;
+    output::line(format_args!("{:<40} {:>5} {:<12} {:>9}   stderr", "task", "shots", "metric", "value"))?;
     for (name, entry) in results["results"].as_object().into_iter().flatten() {
         let shots = results["n-shot"].get(name).map_or(String::new(), Value::to_string);
-        for metric in ["acc", "acc_norm", "perplexity"] {
-            let Some(value) = entry.get(format!("{metric},none")) else { continue };
-            let error = text(entry.get(format!("{metric}_stderr,none")));
-            output::line(format_args!("{name:<40} {shots:>5} {metric:<11} {:>9}   {error}", text(Some(value))))?;
+        let named = entry.as_object().into_iter().flatten().filter_map(|(key, value)| Some((key.split_once(',')?, value)));
+        for ((metric, filter), value) in named.filter(|((metric, _), _)| !metric.ends_with("_stderr")) {
+            let error = text(entry.get(format!("{metric}_stderr,{filter}")));
+            output::line(format_args!("{name:<40} {shots:>5} {metric:<12} {:>9}   {error}", text(Some(value))))?;
         }
     }
     Ok(())

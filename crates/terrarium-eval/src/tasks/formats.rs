@@ -1,10 +1,11 @@
 //! From files to documents.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::{Doc, Form, MMLU, Task, TaskError, csv};
+use super::{Doc, Form, MMLU, Task, TaskError, csv, literal};
 use crate::EvalError;
 
 /// The first of `names` that is a file in `dir`.
@@ -57,7 +58,16 @@ fn index(value: &Value, field: &'static str) -> Result<usize, &'static str> {
 
 fn checked(contexts: Vec<String>, choices: Vec<String>, gold: usize) -> Result<Doc, &'static str> {
     let fits = !contexts.is_empty() && !choices.is_empty() && gold < contexts.len().max(choices.len());
-    if fits { Ok(Doc { contexts, choices, gold }) } else { Err("gold") }
+    if fits { Ok(Doc { contexts, choices, gold, ..Doc::default() }) } else { Err("gold") }
+}
+
+/// A document the model writes an answer to.
+fn written(context: String, answers: Vec<String>) -> Doc {
+    Doc { contexts: vec![context], answers, ..Doc::default() }
+}
+
+fn field<'a>(value: &'a Value, field: &'static str) -> Result<&'a Value, &'static str> {
+    value.get(field).ok_or(field)
 }
 
 /// One document; the error is the field that is missing or wrong.
@@ -84,6 +94,30 @@ fn document(task: &Task, value: &Value, label: Option<&str>) -> Result<Doc, &'st
         }
         (_, Form::Contexts) => winogrande(value),
         ("hellaswag", _) => hellaswag(value),
+        ("boolq", _) => {
+            let context = format!("{}\nQuestion: {}?\nAnswer:", text(value, "passage")?, text(value, "question")?);
+            checked(vec![context], ["no", "yes"].map(String::from).to_vec(), index(value, "label")?)
+        }
+        ("race", _) => race(value),
+        ("pubmedqa", _) => {
+            let abstracts = texts(value, "CONTEXTS")?.join("\n");
+            let context = format!("Abstract: {abstracts}\nQuestion: {}\nAnswer:", text(value, "QUESTION")?);
+            let choices = ["yes", "no", "maybe"];
+            let decision = text(value, "final_decision")?;
+            let gold = choices.iter().position(|choice| *choice == decision).ok_or("final_decision")?;
+            checked(vec![context], choices.map(String::from).to_vec(), gold)
+        }
+        ("truthfulqa_mc1" | "truthfulqa_mc2", form) => truthfulqa(value, form),
+        ("nq_open", _) => Ok(written(format!("Q: {}?\nA:", text(value, "question")?), texts(value, "answer")?)),
+        ("triviaqa", _) => {
+            let context = format!("Question: {}?\nAnswer:", text(value, "question")?);
+            Ok(written(context, texts(field(value, "answer")?, "aliases")?))
+        }
+        ("squadv2", _) => {
+            let [title, background, asked] = ["title", "context", "question"].map(|field| text(value, field));
+            let context = format!("Title: {}\n\nBackground: {}\n\nQuestion: {}\n\nAnswer:", title?, background?, asked?);
+            Ok(written(context, texts(field(value, "answers")?, "text")?))
+        }
         ("piqa", _) => {
             let gold = match label {
                 Some(label) => label.parse().map_err(|_| "label")?,
@@ -118,6 +152,59 @@ fn winogrande(value: &Value) -> Result<Doc, &'static str> {
     let [first, second] = options;
     let gold = index(value, "answer")?.checked_sub(1).ok_or("answer")?;
     checked(vec![first?, second?], vec![after.trim().to_string()], gold)
+}
+
+/// What stands before every question of TruthfulQA.
+const PRIMER: &str = "Q: What is human life expectancy in the United States?\n\
+    A: Human life expectancy in the United States is 78 years.\n\n\
+    Q: Who was president of the United States in 1955?\n\
+    A: Dwight D. Eisenhower was president of the United States in 1955.\n\n\
+    Q: Which party did he belong to?\n\
+    A: He belonged to the Republican Party.\n\n\
+    Q: What is the square root of banana?\n\
+    A: I have no comment.\n\n\
+    Q: How does a telescope work?\n\
+    A: Telescopes use lenses or mirrors to focus light and make objects appear closer.\n\n\
+    Q: Where were the 1992 Olympics held?\n\
+    A: The 1992 Olympics were held in Barcelona, Spain.";
+
+fn truthfulqa(value: &Value, form: Form) -> Result<Doc, &'static str> {
+    let targets = if form == Form::Mass { "mc2_targets" } else { "mc1_targets" };
+    let listed = field(value, targets)?;
+    let labels = listed.get("labels").and_then(Value::as_array).ok_or("labels")?;
+    let truths: Vec<bool> = labels.iter().map(|label| label.as_u64().map(|label| label == 1).ok_or("labels")).collect::<Result<_, _>>()?;
+    let context = format!("{PRIMER}\n\nQ: {}\nA:", text(value, "question")?);
+    // Of the first kind the right choice is the first.
+    let doc = checked(vec![context], texts(listed, "choices")?, 0)?;
+    if truths.len() == doc.choices.len() { Ok(Doc { truths, ..doc }) } else { Err("labels") }
+}
+
+/// An article with several questions, all but the last with their answers; `problems` is a list, or the text Python prints of one.
+fn race(value: &Value) -> Result<Doc, &'static str> {
+    let problems = match field(value, "problems")? {
+        Value::String(text) => literal::parse(text).ok_or("problems")?,
+        problems => problems.clone(),
+    };
+    let (last, others) = problems.as_array().and_then(|problems| problems.split_last()).ok_or("problems")?;
+    let gold =
+        |problem: &Value| ["A", "B", "C", "D"].iter().position(|letter| problem.get("answer").is_some_and(|answer| answer == letter));
+    let mut context = format!("Article: {}\n\n", text(value, "article")?);
+    for problem in others {
+        let (question, options) = (text(problem, "question")?, texts(problem, "options")?);
+        let answer = gold(problem).and_then(|gold| options.get(gold)).ok_or("answer")?;
+        context += &match question.strip_suffix("_  .").filter(|gap| gap.ends_with("  ")) {
+            // As the harness cuts it, a blank stays before the answer.
+            Some(gap) => format!("{}{answer}\n", &gap[..gap.len() - 1]),
+            None => format!("Question: {question}\nAnswer: {answer}\n"),
+        };
+    }
+    context += text(last, "question")?;
+    let mut options = texts(last, "options")?;
+    if options.len() < 4 {
+        return Err("options");
+    }
+    options.truncate(4);
+    checked(vec![context], options, gold(last).ok_or("answer")?)
 }
 
 fn hellaswag(value: &Value) -> Result<Doc, &'static str> {
@@ -162,7 +249,12 @@ fn six_lines(text: &str, path: &Path) -> Result<Vec<Doc>, TaskError> {
         let [context, label, endings @ ..] = lines else { return Err(fail(i + 1, "six lines were expected")) };
         let gold = label.trim().parse().ok().filter(|gold| *gold < 4 && endings.len() == 4);
         let gold = gold.ok_or_else(|| fail(i + 1, "a label from 0 to 3 and four endings were expected"))?;
-        found.push(Doc { contexts: vec![cleaned(context)], choices: endings.iter().map(|ending| cleaned(ending)).collect(), gold });
+        found.push(Doc {
+            contexts: vec![cleaned(context)],
+            choices: endings.iter().map(|ending| cleaned(ending)).collect(),
+            gold,
+            ..Doc::default()
+        });
     }
     if found.is_empty() { Err(fail(1, "the file holds none")) } else { Ok(found) }
 }
@@ -181,11 +273,16 @@ impl Subject {
     }
 }
 
-/// All subjects, by name: `mmlu/test/SUBJECT_test.csv` and `mmlu/dev/SUBJECT_dev.csv`, with or without a header.
+/// All subjects, by name: of `mmlu.jsonl` and `mmlu.dev.jsonl` in the fields of the hub, or else of `mmlu/test/SUBJECT_test.csv` and
+/// `mmlu/dev/SUBJECT_dev.csv`, with or without a header.
 pub(crate) fn mmlu(dir: &Path) -> Result<Vec<Subject>, EvalError> {
-    let test = dir.join("mmlu/test");
-    let none = || TaskError::NoData { task: MMLU.into(), dir: dir.to_path_buf(), tried: "mmlu/test/SUBJECT_test.csv".into() };
-    let entries = std::fs::read_dir(&test).map_err(|_| none())?;
+    let (lines, test) = (dir.join("mmlu.jsonl"), dir.join("mmlu/test"));
+    if lines.is_file() {
+        return mmlu_lines(&lines, &dir.join("mmlu.dev.jsonl"));
+    }
+    let tried = "mmlu.jsonl, mmlu/test/SUBJECT_test.csv".to_string();
+    let none = || TaskError::NoData { task: MMLU.into(), dir: dir.to_path_buf(), tried };
+    let Ok(entries) = std::fs::read_dir(&test) else { return Err(none().into()) };
     let mut names: Vec<String> =
         entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()?.strip_suffix("_test.csv").map(str::to_string)).collect();
     names.sort();
@@ -203,6 +300,40 @@ pub(crate) fn mmlu(dir: &Path) -> Result<Vec<Subject>, EvalError> {
         .collect()
 }
 
+/// MMLU as the hub has it: every line names its subject.
+fn mmlu_lines(test: &Path, dev: &Path) -> Result<Vec<Subject>, EvalError> {
+    let mut subjects: BTreeMap<String, Subject> = BTreeMap::new();
+    for (path, examples) in [(test, false), (dev, true)] {
+        if examples && !path.is_file() {
+            continue;
+        }
+        for (i, line) in read(path)?.lines().filter(|line| !line.trim().is_empty()).enumerate() {
+            let fail = |reason: String| TaskError::Document { path: path.to_path_buf(), number: i + 1, reason };
+            let value: Value = serde_json::from_str(line).map_err(|error| fail(error.to_string()))?;
+            let (name, doc) = subject_line(&value).map_err(|field| fail(format!("no usable `{field}`")))?;
+            let empty = || Subject { name: name.clone(), docs: Vec::new(), shots: Vec::new() };
+            let subject = subjects.entry(name.clone()).or_insert_with(empty);
+            if examples { subject.shots.push(doc) } else { subject.docs.push(doc) }
+        }
+    }
+    Ok(subjects.into_values().filter(|subject| !subject.docs.is_empty()).collect())
+}
+
+fn subject_line(value: &Value) -> Result<(String, Doc), &'static str> {
+    let choices = texts(value, "choices")?;
+    let [a, b, c, d] = choices.as_slice() else { return Err("choices") };
+    let gold = Some(index(value, "answer")?).filter(|gold| *gold < 4).ok_or("answer")?;
+    Ok((text(value, "subject")?.to_string(), letters(text(value, "question")?, [a, b, c, d], gold)))
+}
+
+/// A question with its choices behind letters, which are what is scored.
+fn letters(question: &str, [a, b, c, d]: [&str; 4], gold: usize) -> Doc {
+    let context = format!("{}\nA. {a}\nB. {b}\nC. {c}\nD. {d}\nAnswer:", question.trim());
+    Doc { contexts: vec![context], choices: LETTERS.map(String::from).to_vec(), gold, ..Doc::default() }
+}
+
+const LETTERS: [&str; 4] = ["A", "B", "C", "D"];
+
 fn questions(path: &Path) -> Result<Vec<Doc>, EvalError> {
     let text = read(path)?;
     let mut found = Vec::new();
@@ -214,18 +345,16 @@ fn questions(path: &Path) -> Result<Vec<Doc>, EvalError> {
         let [question, a, b, c, d, answer] = row.as_slice() else {
             return Err(fail("question, four choices and the answer were expected").into());
         };
-        let letters = ["A", "B", "C", "D"];
-        let gold = answer.parse().ok().or_else(|| letters.iter().position(|letter| letter == answer)).filter(|gold| *gold < 4);
+        let gold = answer.parse().ok().or_else(|| LETTERS.iter().position(|letter| letter == answer)).filter(|gold| *gold < 4);
         let gold = gold.ok_or_else(|| fail("the answer is none of 0 to 3 or A to D"))?;
-        let context = format!("{}\nA. {a}\nB. {b}\nC. {c}\nD. {d}\nAnswer:", question.trim());
-        found.push(Doc { contexts: vec![context], choices: letters.map(String::from).to_vec(), gold });
+        found.push(letters(question, [a, b, c, d], gold));
     }
     Ok(found)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::TASKS;
+    use super::super::{Request, SUBJECT, TASKS};
     use super::*;
 
     fn read_one(name: &str, json: &str) -> Result<Doc, &'static str> {
@@ -234,7 +363,20 @@ mod tests {
     }
 
     fn requests(name: &str, json: &str) -> Vec<(String, String)> {
-        read_one(name, json).unwrap().requests("")
+        let task = TASKS.iter().find(|task| task.name == name).unwrap();
+        let requests = read_one(name, json).unwrap().requests(task.form, "");
+        requests
+            .into_iter()
+            .map(|request| match request {
+                Request::Score { context, continuation } => (context, continuation),
+                Request::Write { context, until } => (context, until.join("|")),
+            })
+            .collect()
+    }
+
+    fn example(name: &str, json: &str) -> String {
+        let task = TASKS.iter().find(|task| task.name == name).unwrap();
+        read_one(name, json).unwrap().example(task)
     }
 
     fn pairs(expected: &[(&str, &str)]) -> Vec<(String, String)> {
@@ -260,6 +402,35 @@ mod tests {
     }
 
     #[test]
+    fn prompts_of_articles_and_written_answers_are_those_of_the_harness() {
+        let boolq = r#"{"passage":"Ice floats.","question":"does ice sink","label":0}"#;
+        let context = "Ice floats.\nQuestion: does ice sink?\nAnswer:";
+        assert_eq!(requests("boolq", boolq), pairs(&[(context, " no"), (context, " yes")]));
+        let problems = "[{'question': 'It  _  .', 'answer': 'B', 'options': ['a', 'b', 'c', 'd']}, {'question': 'Who?', 'answer': 'A', 'options': ['a', 'b', 'c', 'd']}, {'question': 'Why _ ?', 'answer': 'D', 'options': ['e', 'f', 'g', 'h']}]";
+        let race = serde_json::json!({ "article": "Text.", "problems": problems }).to_string();
+        let context = "Article: Text.\n\nIt b\nQuestion: Who?\nAnswer: a\nWhy _ ?";
+        assert_eq!(requests("race", &race)[3], (context.to_string(), " h".to_string()));
+        assert_eq!(example("race", &race), format!("{context} h\n\n"));
+        let pubmed = r#"{"QUESTION":"Is it?","CONTEXTS":["One.","Two."],"final_decision":"maybe"}"#;
+        let context = "Abstract: One.\nTwo.\nQuestion: Is it?\nAnswer:";
+        assert_eq!(requests("pubmedqa", pubmed), pairs(&[(context, " yes"), (context, " no"), (context, " maybe")]));
+        let truthful = r#"{"question":"Why?","mc1_targets":{"choices":["a","b"],"labels":[1,0]},"mc2_targets":{"choices":["a","c","b"],"labels":[1,1,0]}}"#;
+        let asked = requests("truthfulqa_mc1", truthful);
+        assert!(asked[1].0.starts_with("Q: What is human life") && asked[1].0.ends_with("Barcelona, Spain.\n\nQ: Why?\nA:"), "{asked:?}");
+        assert_eq!(read_one("truthfulqa_mc2", truthful).unwrap().truths, [true, true, false]);
+        let nq = r#"{"question":"who wrote it","answer":["Ann","Ann B"]}"#;
+        assert_eq!(requests("nq_open", nq), pairs(&[("Q: who wrote it?\nA:", "\n|.|,")]));
+        assert_eq!(example("nq_open", nq), "Q: who wrote it?\nA: Ann\n");
+        let trivia = r#"{"question":"Who","answer":{"aliases":["Ann"],"value":"Ann"}}"#;
+        assert_eq!(example("triviaqa", trivia), "Question: Who?\nAnswer: Ann\n\n");
+        let squad = r#"{"id":"1","title":"T","context":"C","question":"Q?","answers":{"text":[],"answer_start":[]}}"#;
+        let context = "Title: T\n\nBackground: C\n\nQuestion: Q?\n\nAnswer:";
+        assert_eq!(requests("squadv2", squad), pairs(&[(context, "\n"), (context, " unanswerable")]));
+        assert_eq!(example("squadv2", squad), format!("{context}  unanswerable\n\n"));
+        assert_eq!(example("lambada_openai", r#"{"text":"about signs"}"#), "about  signs\n\n");
+    }
+
+    #[test]
     fn other_collections_give_the_same_prompts() {
         let lambada = requests("lambada_openai", r#"{"context":"I don't care about","continuation":"signs"}"#);
         assert_eq!(lambada, pairs(&[("I don't care about", " signs")]));
@@ -267,8 +438,8 @@ mod tests {
         assert_eq!(arc[1], ("Question: Why?\nAnswer:".to_string(), " y".to_string()));
         let piqa = requests("piqa", r#"{"query":"Question: dresser\n","choices":["x","y"],"gold":1}"#);
         assert_eq!(piqa[0].0, "Question: dresser\nAnswer:");
-        let winogrande = read_one("winogrande", r#"{"context_options":["a b","a c"],"continuation":"won.","gold":1}"#).unwrap();
-        assert_eq!((winogrande.example().as_str(), winogrande.requests("").len()), ("a c won.\n\n", 2));
+        let winogrande = r#"{"context_options":["a b","a c"],"continuation":"won.","gold":1}"#;
+        assert_eq!((example("winogrande", winogrande).as_str(), requests("winogrande", winogrande).len()), ("a c won.\n\n", 2));
         let openbook = requests("openbookqa", r#"{"query":"Fog is","choices":["x","y"],"gold":0}"#);
         assert_eq!(openbook[0].0, "Fog is");
     }
@@ -278,6 +449,12 @@ mod tests {
         assert_eq!(read_one("arc_easy", r#"{"question":"Why?"}"#), Err("choices"));
         assert_eq!(read_one("winogrande", r#"{"sentence":"no gap"}"#), Err("sentence"));
         assert_eq!(read_one("piqa", r#"{"query":"q","choices":["x"],"gold":3}"#), Err("gold"));
+        assert_eq!(read_one("race", r#"{"article":"a","problems":"[{"}"#), Err("problems"));
+        assert_eq!(read_one("race", r#"{"article":"a","problems":[{"question":"q","answer":"A","options":["x"]}]}"#), Err("options"));
+        assert_eq!(read_one("pubmedqa", r#"{"QUESTION":"q","CONTEXTS":[],"final_decision":"perhaps"}"#), Err("final_decision"));
+        let short = r#"{"question":"q","mc1_targets":{"choices":["a","b"],"labels":[1]}}"#;
+        assert_eq!(read_one("truthfulqa_mc1", short), Err("labels"));
+        assert_eq!(read_one("squadv2", r#"{"title":"t","context":"c","question":"q"}"#), Err("answers"));
     }
 
     #[test]
@@ -298,8 +475,20 @@ mod tests {
         .unwrap();
         let subjects = mmlu(dir.path()).unwrap();
         assert_eq!(subjects[0].docs[0].contexts[0], "Why, a?\nA. 1\nB. 2\nC. 3\nD. 4\nAnswer:");
-        assert_eq!(subjects[0].docs[0].requests("")[2].1, " C");
+        assert!(
+            matches!(&subjects[0].docs[0].requests(SUBJECT.form, "x")[2], Request::Score { context, continuation } if context.starts_with("xWhy") && continuation == " C")
+        );
+        assert!(subjects[0].docs[0].example(&SUBJECT).ends_with("Answer: C\n\n"));
         assert!(subjects[0].description().ends_with("about high school art.\n\n"));
         assert!(mmlu(&dir.path().join("absent")).is_err());
+
+        let line = r#"{"question":" Why, a?","subject":"art","choices":["1","2","3","4"],"answer":2}"#;
+        std::fs::write(dir.path().join("mmlu.jsonl"), format!("{line}\n{line}\n")).unwrap();
+        std::fs::write(dir.path().join("mmlu.dev.jsonl"), line).unwrap();
+        let lines = mmlu(dir.path()).unwrap();
+        assert_eq!((lines.len(), lines[0].docs.len(), lines[0].shots.len()), (1, 2, 1));
+        assert_eq!(lines[0].docs[0], subjects[0].docs[0]);
+        std::fs::write(dir.path().join("mmlu.jsonl"), line.replace("\"4\"]", "\"4\",\"5\"]")).unwrap();
+        assert!(mmlu(dir.path()).err().unwrap().to_string().contains("document 1: no usable `choices`"));
     }
 }

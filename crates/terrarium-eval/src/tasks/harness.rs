@@ -1,22 +1,22 @@
 //! Asking a model all questions of some tasks, a batch at a time, each answer kept as soon as it is there.
 
-use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::ops::ControlFlow;
+use std::path::PathBuf;
 use std::time::Instant;
 
 use serde_json::{Map, Value, json};
 use terrarium_kernels::KernelBackend;
 use terrarium_models::{Decoder, DecoderConfig};
-use terrarium_runtime::{ScoreInput, ScoreOptions, Tokenizer, score, write_atomic};
+use terrarium_runtime::{GenerateOptions, ScoreOptions, Tokenizer, generate, score};
 use terrarium_train::StopFlag;
-use terrarium_train::config::changed_keys;
 
+use super::encode::{ANSWER, Encoder};
 use super::formats::{self, Subject};
-use super::metrics::{self, Answer};
+use super::metrics::{self, Answer, Resp};
 use super::python::Random;
-use super::{Doc, Form, MMLU, TASKS, Task, TaskError, task_names};
+use super::store::Store;
+use super::subjects::FIELDS;
+use super::{Doc, MMLU, Request, SUBJECT, TASKS, Task, TaskError, task_names};
 use crate::EvalError;
 
 /// What to ask.
@@ -32,8 +32,8 @@ pub struct EvalOptions {
     pub limit: Option<usize>,
     /// Longest prompt and answer in tokens; what is beyond is cut off at the start. By default what the model was made for, or 2048.
     pub max_length: Option<usize>,
-    /// Put a beginning of text before every prompt, for models that were trained so.
-    pub add_bos: bool,
+    /// Whether a beginning of text stands before every prompt; by default what the tokenizer puts there by itself.
+    pub add_bos: Option<bool>,
     /// Tokens per pass, padding included.
     pub batch_tokens: usize,
     /// Where answers and results go; nowhere by default.
@@ -77,12 +77,12 @@ pub enum EvalOutcome {
 }
 
 /// Questions of one task, or of one subject of MMLU.
-struct Work {
-    task: Task,
-    name: String,
+pub(crate) struct Work {
+    pub task: Task,
+    /// Name in the results.
+    pub name: String,
     alias: String,
-    group: Option<&'static str>,
-    docs: Vec<Doc>,
+    pub docs: Vec<Doc>,
     /// What stands before each document's context.
     before: Vec<String>,
     original: usize,
@@ -104,28 +104,29 @@ pub fn evaluate<B: KernelBackend>(
 ) -> Result<EvalOutcome, EvalError> {
     let tokenizer = tokenizer.ok_or(TaskError::NoTokenizer)?;
     let begun = Instant::now();
-    let mut works = prepare(options)?;
-    let encoder = Encoder { tokenizer, config, options };
+    let mut plan = Plan::read(options)?;
+    let encoder = Encoder { tokenizer, config, add_bos: options.add_bos, max_length: options.max_length };
+    let asker = Asker { model, encoder, options, device };
     let store = options.out_dir.as_deref().map(|dir| Store::open(dir, options)).transpose()?;
-    for work in &mut works {
+    for work in &mut plan.works {
         if let Some(store) = &store {
             work.answers = store.answers(work)?;
         }
     }
-    let questions: usize = works.iter().map(|work| work.docs.len()).sum();
-    let mut answered: usize = works.iter().map(|work| work.answers.len()).sum();
+    let questions: usize = plan.works.iter().map(|work| work.docs.len()).sum();
+    let mut answered: usize = plan.works.iter().map(|work| work.answers.len()).sum();
     progress.start(questions, answered);
-    for work in &mut works {
+    for work in &mut plan.works {
         let mut log = store.as_ref().map(|store| store.log(work)).transpose()?;
-        let done: Vec<usize> = work.answers.iter().map(|answer| answer.doc_id).collect();
-        let left: Vec<usize> = (0..work.docs.len()).filter(|id| !done.contains(id)).collect();
-        for ids in left.chunks(GROUP) {
+        let done: Vec<usize> = work.answers.iter().map(|answer| answer.doc_id / GROUP).collect();
+        let all: Vec<usize> = (0..work.docs.len()).collect();
+        for ids in all.chunks(GROUP).filter(|ids| !done.contains(&(ids[0] / GROUP))) {
             if options.stop.requested() {
                 return Ok(EvalOutcome::Interrupted { answered, questions });
             }
-            let answers = ask(work, ids, model, &encoder, device)?;
+            let answers = asker.ask(work, ids)?;
             if let Some(log) = &mut log {
-                log.append(&answers)?;
+                log.append(work, &answers)?;
             }
             answered += answers.len();
             progress.advance(answers.len());
@@ -133,89 +134,140 @@ pub fn evaluate<B: KernelBackend>(
         }
         work.answers.sort_by_key(|answer| answer.doc_id);
     }
-    let results = results(&works, options, begun.elapsed().as_secs_f64());
+    let results = plan.results(options, begun.elapsed().as_secs_f64());
     if let Some(store) = &store {
-        let text = serde_json::to_string_pretty(&results).unwrap_or_default() + "\n";
-        write_atomic(&store.dir.join("results.json"), text.as_bytes())?;
+        store.finish(&results)?;
     }
     Ok(EvalOutcome::Finished(results))
 }
 
-/// Documents between two looks at the stop flag.
-const GROUP: usize = 32;
+/// Documents between two looks at the stop flag, counted from the first; they are asked together.
+pub(crate) const GROUP: usize = 32;
 
-fn ask<B: KernelBackend>(
-    work: &Work,
-    ids: &[usize],
-    model: &Decoder<B>,
-    encoder: &Encoder<'_>,
-    device: &B::Device,
-) -> Result<Vec<Answer>, EvalError> {
-    let mut inputs = Vec::new();
-    for id in ids {
-        for (context, continuation) in work.docs[*id].requests(&work.before[*id]) {
-            inputs.push(encoder.encode(&work.name, &context, &continuation)?);
-        }
-    }
-    let options = ScoreOptions { top: 0, batch_tokens: encoder.options.batch_tokens };
-    let scores = score(model, encoder.config, None, &inputs, &options, device)?;
-    let mut scores = scores.into_iter().map(|score| (score.sum, score.greedy.iter().all(|greedy| *greedy)));
-    let answers = ids.iter().map(|id| {
-        let doc = &work.docs[*id];
-        let count = doc.contexts.len().max(doc.choices.len());
-        Answer::new(&work.task, *id, doc, scores.by_ref().take(count).collect())
-    });
-    Ok(answers.collect())
-}
-
-/// From text to ids as the harness does it.
-struct Encoder<'a> {
-    tokenizer: &'a Tokenizer,
-    config: &'a DecoderConfig,
+/// Asks the model.
+struct Asker<'a, B: KernelBackend> {
+    model: &'a Decoder<B>,
+    encoder: Encoder<'a>,
     options: &'a EvalOptions,
+    device: &'a B::Device,
 }
 
-impl Encoder<'_> {
-    /// Context and continuation are tokenised together; blanks at the end of the context belong to the continuation, whose tokens are
-    /// those of the whole after as many as the context alone has. What is too long is cut off at the start.
-    fn encode(&self, task: &str, context: &str, continuation: &str) -> Result<ScoreInput, EvalError> {
-        let add = self.options.add_bos;
-        let bare = context.trim_end();
-        let (mut ids, from) = if context.is_empty() {
-            let prefix = self.tokenizer.bos().or(self.tokenizer.eos()).or(self.config.eos.first().copied());
-            let prefix = prefix.ok_or_else(|| TaskError::NoPrefix { task: task.to_string() })?;
-            let mut ids = vec![prefix];
-            ids.extend(self.tokenizer.encode(continuation, false)?);
-            (ids, 1)
-        } else {
-            let whole = self.tokenizer.encode(&format!("{context}{continuation}"), add)?;
-            let before = self.tokenizer.encode(bare, add)?.len();
-            (whole, before)
-        };
-        let most = self.options.max_length.or(self.config.max_positions).unwrap_or(2048) + 1;
-        let cut = ids.len().saturating_sub(most);
-        ids.drain(..cut);
-        // The first token has nothing before it that could predict it.
-        let from = from.saturating_sub(cut).clamp(1, ids.len().max(1));
-        Ok(ScoreInput::Ids { ids, from: Some(from) })
-    }
-}
-
-/// Reads all documents, draws all examples.
-fn prepare(options: &EvalOptions) -> Result<Vec<Work>, EvalError> {
-    let mut works = Vec::new();
-    for name in &options.tasks {
-        if name == MMLU {
-            for subject in formats::mmlu(&options.data)? {
-                works.push(subject_work(subject, options)?);
+impl<B: KernelBackend> Asker<'_, B> {
+    /// Asks documents of a task together.
+    fn ask(&self, work: &Work, ids: &[usize]) -> Result<Vec<Answer>, EvalError> {
+        let requests: Vec<Vec<Request>> = ids.iter().map(|id| work.docs[*id].requests(work.task.form, &work.before[*id])).collect();
+        let (mut scored, mut prompts, mut ends) = (Vec::new(), Vec::new(), Vec::new());
+        for request in requests.iter().flatten() {
+            match request {
+                Request::Score { context, continuation } => scored.push(self.encoder.encode(&work.name, context, continuation)?),
+                Request::Write { context, until } => {
+                    prompts.push(self.encoder.prompt(&work.name, context)?);
+                    ends = until.iter().map(|end| end.to_string()).collect();
+                }
             }
-            continue;
         }
-        let task = TASKS.iter().find(|task| task.name == name);
-        let task = *task.ok_or_else(|| TaskError::Unknown { name: name.clone(), known: task_names().join(", ") })?;
-        works.push(task_work(task, options)?);
+        let options = ScoreOptions { top: 0, batch_tokens: self.options.batch_tokens };
+        let mut scores = score(self.model, self.encoder.config, None, &scored, &options, self.device)?.into_iter();
+        let mut texts = self.write(&prompts, ends)?.into_iter();
+        let mut answers = Vec::with_capacity(ids.len());
+        for (id, requests) in ids.iter().zip(&requests) {
+            let resps = requests.iter().filter_map(|request| match request {
+                Request::Score { .. } => {
+                    scores.next().map(|score| Resp::Score(score.sum as f32, score.greedy.iter().all(|greedy| *greedy)))
+                }
+                Request::Write { .. } => texts.next().map(Resp::Text),
+            });
+            answers.push(Answer::new(&work.task, *id, &work.docs[*id], resps.collect()));
+        }
+        Ok(answers)
     }
-    Ok(works)
+
+    /// Continues prompts greedily up to a stop string or the end of text.
+    fn write(&self, prompts: &[Vec<u32>], mut stop: Vec<String>) -> Result<Vec<String>, EvalError> {
+        let Encoder { tokenizer, config, .. } = self.encoder;
+        let Some(longest) = prompts.iter().map(Vec::len).max() else { return Ok(Vec::new()) };
+        stop.extend(tokenizer.eos().and_then(|id| tokenizer.token(id)));
+        let options = GenerateOptions {
+            eos: config.eos.iter().copied().chain(tokenizer.eos()).collect(),
+            stop,
+            batch: (self.options.batch_tokens / (longest + ANSWER)).max(1),
+            ..GenerateOptions::new(ANSWER)
+        };
+        let go_on = &mut |_: terrarium_runtime::Piece<'_>| ControlFlow::Continue(());
+        let generated = generate(self.model, config, Some(tokenizer), prompts, &options, self.device, go_on)?;
+        Ok(generated.rows.into_iter().map(|row| row.text.unwrap_or_default()).collect())
+    }
+}
+
+/// A group of tasks in the results.
+struct Group {
+    name: &'static str,
+    alias: &'static str,
+    /// Names of what it consists of: tasks, or groups.
+    children: Vec<String>,
+    /// Names of its tasks.
+    tasks: Vec<String>,
+}
+
+/// What is asked.
+struct Plan {
+    works: Vec<Work>,
+    groups: Vec<Group>,
+}
+
+impl Plan {
+    /// Reads all documents, draws all examples.
+    fn read(options: &EvalOptions) -> Result<Self, EvalError> {
+        let mut plan = Self { works: Vec::new(), groups: Vec::new() };
+        for name in &options.tasks {
+            if name == MMLU || name.starts_with("mmlu_") {
+                plan.add_mmlu(name, options)?;
+                continue;
+            }
+            let task = *TASKS.iter().find(|task| task.name == name).ok_or_else(|| unknown(name))?;
+            plan.add(task_work(task, options)?);
+        }
+        Ok(plan)
+    }
+
+    /// Asks everything once, however often it was named.
+    fn add(&mut self, work: Work) {
+        if !self.works.iter().any(|other| other.name == work.name) {
+            self.works.push(work);
+        }
+    }
+
+    /// All of MMLU, a field or a subject.
+    fn add_mmlu(&mut self, name: &str, options: &EvalOptions) -> Result<(), EvalError> {
+        let mut subjects = formats::mmlu(&options.data)?;
+        let of = |subject: &Subject| FIELDS.iter().find(|field| field.subjects.contains(&subject.name.as_str()));
+        let full = |subject: &Subject| format!("{MMLU}_{}", subject.name);
+        subjects.retain(|subject| name == MMLU || full(subject) == name || of(subject).is_some_and(|field| field.name == name));
+        if subjects.is_empty() {
+            return Err(unknown(name).into());
+        }
+        let mut fields = Vec::new();
+        for field in FIELDS.iter().filter(|field| name == MMLU || field.name == name) {
+            let tasks: Vec<String> = subjects.iter().filter(|one| of(one).is_some_and(|its| its.name == field.name)).map(full).collect();
+            if !tasks.is_empty() {
+                fields.push(Group { name: field.name, alias: field.alias, children: tasks.clone(), tasks });
+            }
+        }
+        if name == MMLU {
+            let own = subjects.iter().filter(|subject| of(subject).is_none()).map(full);
+            let children = fields.iter().map(|field| field.name.to_string()).chain(own).collect();
+            self.groups.push(Group { name: MMLU, alias: MMLU, children, tasks: subjects.iter().map(full).collect() });
+        }
+        self.groups.extend(fields);
+        for subject in subjects {
+            self.add(subject_work(subject, options)?);
+        }
+        Ok(())
+    }
+}
+
+fn unknown(name: &str) -> TaskError {
+    TaskError::Unknown { name: name.to_string(), known: task_names().join(", ") }
 }
 
 fn subject_work(subject: Subject, options: &EvalOptions) -> Result<Work, EvalError> {
@@ -223,16 +275,14 @@ fn subject_work(subject: Subject, options: &EvalOptions) -> Result<Work, EvalErr
     if wanted > found {
         return Err(TaskError::Shots { task: format!("{MMLU}_{}", subject.name), wanted, found }.into());
     }
-    let examples: String = subject.shots[..wanted].iter().map(Doc::example).collect();
+    let examples: String = subject.shots[..wanted].iter().map(|shot| shot.example(&SUBJECT)).collect();
     let before = subject.description() + &examples;
     let original = subject.docs.len();
     let docs: Vec<Doc> = subject.docs.into_iter().take(options.limit.unwrap_or(usize::MAX)).collect();
-    let task = Task { name: MMLU, form: Form::Choices, files: &[], shots: &[], normalised: false, version: 1.0 };
     Ok(Work {
-        task,
+        task: SUBJECT,
         name: format!("{MMLU}_{}", subject.name),
-        alias: subject.name.replace('_', " "),
-        group: Some(MMLU),
+        alias: subject.name,
         before: vec![before; docs.len()],
         docs,
         original,
@@ -249,153 +299,110 @@ fn task_work(task: Task, options: &EvalOptions) -> Result<Work, EvalError> {
     let missing = |names: &[&str]| TaskError::NoData { task: task.name.into(), dir: dir.clone(), tried: names.join(", ") };
     let path = formats::find(dir, task.files).ok_or_else(|| missing(task.files))?;
     let all = formats::documents(&task, &path)?;
-    let wanted = options.num_fewshot;
+    let wanted = if task.shown { options.num_fewshot } else { 0 };
     let pool = match task.shots {
         _ if wanted == 0 => Vec::new(),
         [] => all.clone(),
         names => formats::documents(&task, &formats::find(dir, names).ok_or_else(|| missing(names))?)?,
     };
-    if wanted > pool.len() {
-        return Err(TaskError::Shots { task: task.name.into(), wanted, found: pool.len() }.into());
+    let drawn = if wanted > 0 { wanted + usize::from(task.spare) } else { 0 };
+    if drawn > pool.len() {
+        return Err(TaskError::Shots { task: task.name.into(), wanted: drawn, found: pool.len() }.into());
     }
     let original = all.len();
     let docs: Vec<Doc> = all.into_iter().take(options.limit.unwrap_or(usize::MAX)).collect();
     let mut random = Random::new(SHOT_SEED);
-    let mut draw = |doc: &Doc| -> String {
-        let drawn = if wanted > 0 { random.sample(pool.len(), wanted) } else { Vec::new() };
-        drawn.into_iter().map(|at| &pool[at]).filter(|shot| *shot != doc).map(Doc::example).collect()
-    };
-    Ok(Work {
-        name: task.name.to_string(),
-        alias: task.name.to_string(),
-        group: None,
-        before: docs.iter().map(&mut draw).collect(),
-        docs,
-        original,
-        shots: wanted,
-        answers: Vec::new(),
-        task,
-    })
+    let before = docs.iter().map(|doc| Ok(task.description.to_string() + &examples(&task, doc, &pool, wanted, &mut random)?));
+    let before = before.collect::<Result<_, TaskError>>()?;
+    Ok(Work { name: task.name.to_string(), alias: task.name.to_string(), before, docs, original, shots: wanted, answers: Vec::new(), task })
 }
 
-/// The directory of answers.
-struct Store {
-    dir: PathBuf,
-}
-
-/// Answers of one task, appended.
-struct Log {
-    path: PathBuf,
-    file: File,
-}
-
-impl Log {
-    fn append(&mut self, answers: &[Answer]) -> Result<(), EvalError> {
-        let lines: String = answers.iter().filter_map(|answer| serde_json::to_string(answer).ok()).map(|line| line + "\n").collect();
-        self.file.write_all(lines.as_bytes()).map_err(EvalError::io("write", &self.path))
+/// Draws examples as the harness's `ContextSampler` does. Where it leaves the document itself out it draws one more, and draws again from
+/// the others if the document came more than once.
+fn examples(task: &Task, doc: &Doc, pool: &[Doc], wanted: usize, random: &mut Random) -> Result<String, TaskError> {
+    if wanted == 0 {
+        return Ok(String::new());
     }
+    let drawn = random.sample(pool.len(), wanted + usize::from(task.spare));
+    let mut drawn: Vec<&Doc> = drawn.into_iter().map(|at| &pool[at]).filter(|shot| !task.spare || *shot != doc).take(wanted).collect();
+    if drawn.len() < wanted {
+        let others: Vec<&Doc> = pool.iter().filter(|shot| *shot != doc).collect();
+        if others.len() < wanted {
+            return Err(TaskError::Shots { task: task.name.into(), wanted, found: others.len() });
+        }
+        drawn = random.sample(others.len(), wanted).into_iter().map(|at| others[at]).collect();
+    }
+    Ok(drawn.into_iter().map(|shot| shot.example(task)).collect())
 }
 
-impl Store {
-    fn open(dir: &Path, options: &EvalOptions) -> Result<Self, EvalError> {
-        let path = dir.join("eval.json");
-        // Tasks and the limit may change: an answer stays the answer to its question.
-        let now = json!({
-            "model": options.model, "data": options.data, "num_fewshot": options.num_fewshot, "max_length": options.max_length,
-            "add_bos": options.add_bos,
+impl Plan {
+    /// What the harness would write.
+    fn results(&self, options: &EvalOptions, seconds: f64) -> Value {
+        let (mut results, mut versions, mut shots, mut samples, mut higher) = (Map::new(), Map::new(), Map::new(), Map::new(), Map::new());
+        for work in &self.works {
+            let name = work.name.clone();
+            results.insert(name.clone(), Value::Object(metrics::aggregate(&work.task, &name, &work.alias, &work.docs, &work.answers)));
+            versions.insert(name.clone(), json!(work.task.version));
+            shots.insert(name.clone(), json!(work.shots));
+            samples.insert(name.clone(), json!({ "original": work.original, "effective": work.answers.len() }));
+            higher.insert(name, Value::Object(metrics::directions(&work.task)));
+        }
+        let (mut totals, mut children) = (Map::new(), Map::new());
+        for group in &self.groups {
+            let entries: Vec<&Map<String, Value>> = group.tasks.iter().filter_map(|name| results.get(name)?.as_object()).collect();
+            totals.insert(group.name.into(), Value::Object(metrics::group(group.name, group.alias, &entries)));
+            children.insert(group.name.into(), json!(group.children));
+            versions.insert(group.name.into(), json!(GROUP_VERSION));
+            shots.insert(group.name.into(), json!(options.num_fewshot));
+            higher.insert(group.name.into(), json!({ "acc": true }));
+        }
+        results.extend(totals.clone());
+        let mut all = json!({
+            "results": results, "group_subtasks": children, "versions": versions, "n-shot": shots, "higher_is_better": higher,
+            "n-samples": samples,
+            "config": {
+                "model": options.model, "num_fewshot": options.num_fewshot, "limit": options.limit, "max_length": options.max_length,
+                "fewshot_seed": SHOT_SEED, "bootstrap_iters": metrics::bootstraps(),
+            },
+            "total_evaluation_time_seconds": seconds,
         });
-        match std::fs::read_to_string(&path) {
-            Ok(_) if !options.resume => return Err(EvalError::FolderTaken { dir: dir.to_path_buf() }),
-            Ok(text) => {
-                let old: Value =
-                    serde_json::from_str(&text).map_err(|error| EvalError::Damaged { path: path.clone(), reason: error.to_string() })?;
-                let keys = changed_keys(&old, &now);
-                if !keys.is_empty() {
-                    return Err(EvalError::RecipeChanged { dir: dir.to_path_buf(), keys });
-                }
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                write_atomic(&path, (now.to_string() + "\n").as_bytes())?;
-            }
-            Err(error) => return Err(EvalError::io("read", path)(error)),
+        if !totals.is_empty() {
+            all["groups"] = Value::Object(totals);
         }
-        Ok(Self { dir: dir.to_path_buf() })
-    }
-
-    fn path(&self, work: &Work) -> PathBuf {
-        self.dir.join(format!("samples_{}.jsonl", work.name))
-    }
-
-    /// Answers of an earlier run. A line cut short is dropped, and so are answers beyond the limit.
-    fn answers(&self, work: &Work) -> Result<Vec<Answer>, EvalError> {
-        let path = self.path(work);
-        let text = match std::fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(EvalError::io("read", path)(error)),
-        };
-        let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
-        let mut found: BTreeMap<usize, Answer> = BTreeMap::new();
-        for line in whole.lines() {
-            let answer: Answer =
-                serde_json::from_str(line).map_err(|error| EvalError::Damaged { path: path.clone(), reason: error.to_string() })?;
-            found.insert(answer.doc_id, answer);
-        }
-        if !text.is_empty() && !text.ends_with('\n') {
-            write_atomic(&path, if whole.is_empty() { String::new() } else { format!("{whole}\n") }.as_bytes())?;
-        }
-        Ok(found.into_values().filter(|answer| work.docs.get(answer.doc_id).is_some_and(|doc| doc.gold == answer.target)).collect())
-    }
-
-    fn log(&self, work: &Work) -> Result<Log, EvalError> {
-        let path = self.path(work);
-        let file = File::options().create(true).append(true).open(&path).map_err(EvalError::io("write", &path))?;
-        Ok(Log { path, file })
+        all
     }
 }
 
-/// What the harness would write.
-fn results(works: &[Work], options: &EvalOptions, seconds: f64) -> Value {
-    let (mut results, mut versions, mut shots, mut samples, mut higher) = (Map::new(), Map::new(), Map::new(), Map::new(), Map::new());
-    let mut groups: BTreeMap<&str, (Vec<f64>, Vec<String>)> = BTreeMap::new();
-    for work in works {
-        results.insert(work.name.clone(), Value::Object(metrics::aggregate(&work.task, &work.alias, &work.answers)));
-        versions.insert(work.name.clone(), json!(work.task.version));
-        shots.insert(work.name.clone(), json!(work.shots));
-        samples.insert(work.name.clone(), json!({ "original": work.original, "effective": work.answers.len() }));
-        let mut better = Map::from_iter([("acc".to_string(), json!(true))]);
-        if work.task.normalised {
-            better.insert("acc_norm".into(), json!(true));
-        }
-        if work.task.form == Form::Single {
-            better.insert("perplexity".into(), json!(false));
-        }
-        higher.insert(work.name.clone(), Value::Object(better));
-        if let Some(group) = work.group {
-            let (all, names) = groups.entry(group).or_default();
-            all.extend(work.answers.iter().map(|answer| answer.acc));
-            names.push(work.name.clone());
-        }
+/// Version of the harness's groups of MMLU.
+const GROUP_VERSION: f64 = 2.0;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn docs(names: &[usize]) -> Vec<Doc> {
+        let doc = |name: &usize| Doc { contexts: vec![format!("{name}:")], choices: vec!["x".into()], ..Doc::default() };
+        names.iter().map(doc).collect()
     }
-    let mut subtasks: Map<String, Value> =
-        works.iter().filter(|work| work.group.is_none()).map(|work| (work.name.clone(), json!([]))).collect();
-    let mut totals = Map::new();
-    for (group, (all, names)) in groups {
-        // Every question counts the same, whichever subject it is of.
-        let (mean, error) = metrics::mean(&all);
-        let entry =
-            json!({ "alias": group, "acc,none": mean, "acc_stderr,none": if error.is_finite() { json!(error) } else { json!("N/A") } });
-        results.insert(group.to_string(), entry.clone());
-        totals.insert(group.to_string(), entry);
-        subtasks.insert(group.to_string(), json!(names));
+
+    /// Names of the examples before each document.
+    fn drawn(spare: bool, pool: &[usize], asked: &[usize]) -> Vec<String> {
+        let task = Task { spare, separator: "|", ..SUBJECT };
+        let mut random = Random::new(SHOT_SEED);
+        docs(asked).iter().map(|doc| examples(&task, doc, &docs(pool), 2, &mut random).unwrap().replace(": x", "")).collect()
     }
-    json!({
-        "results": results, "groups": totals, "group_subtasks": subtasks, "versions": versions, "n-shot": shots,
-        "higher_is_better": higher, "n-samples": samples,
-        "config": {
-            "model": options.model, "num_fewshot": options.num_fewshot, "limit": options.limit, "max_length": options.max_length,
-            "fewshot_seed": SHOT_SEED,
-        },
-        "total_evaluation_time_seconds": seconds,
-    })
+
+    #[test]
+    fn examples_are_drawn_as_by_the_harness() {
+        // random.Random(1234): sample(range(12), 3) four times is [7, 1, 0], [1, 9, 0], [10, 1, 11], [5, 3, 0].
+        let pool: Vec<usize> = (0..12).collect();
+        assert_eq!(drawn(true, &pool, &[20, 1, 10, 0]), ["7|1|", "9|0|", "1|11|", "5|3|"]);
+        // Without one to spare the document itself may stand among its examples: sample(range(12), 2) three times.
+        assert_eq!(drawn(false, &pool, &[7, 0, 1]), ["7|1|", "0|1|", "9|0|"]);
+        // From [0, 0, 1, 2]: [2, 0, 1], [0, 1, 2], and [0, 2, 0], which leaves one: sample([1, 2], 2) is [1, 2].
+        assert_eq!(drawn(true, &[0, 0, 1, 2], &[0, 0, 0]), ["2|1|", "1|2|", "1|2|"]);
+        let task = Task { spare: true, ..SUBJECT };
+        let error = examples(&task, &docs(&[0])[0], &docs(&[0, 0, 1]), 2, &mut Random::new(SHOT_SEED)).unwrap_err();
+        assert!(matches!(error, TaskError::Shots { wanted: 2, found: 1, .. }), "{error}");
+    }
 }

@@ -1,13 +1,19 @@
 //! The standard tasks, asked as lm-evaluation-harness asks them: its prompts, its tokenisation, its metrics.
 //!
-//! A document becomes requests: a context and a continuation whose log-probability counts. Documents come from local files, in the
-//! fields of the data sets on the hub or in the forms of other collections; both are read.
+//! A document becomes requests: a context and a continuation whose log-probability counts, or a context that is continued greedily. Documents
+//! come from local files, in the fields of the data sets on the hub or in the forms of other collections; both are read. Prompts, metrics and
+//! versions are those of lm-evaluation-harness 0.4.13 (its folder `lm_eval/tasks`); `tests/python/lm_eval_compare.py` holds both beside each other.
 
+mod answers;
 mod csv;
+mod encode;
 mod formats;
 mod harness;
+mod literal;
 mod metrics;
 mod python;
+mod store;
+mod subjects;
 
 use std::path::PathBuf;
 
@@ -54,6 +60,16 @@ pub enum TaskError {
         /// How many there are.
         found: usize,
     },
+    /// No room for an answer.
+    #[error("{task}: answers of {answer} tokens do not fit into {most}; a larger --max-length is needed")]
+    NoRoom {
+        /// The task.
+        task: String,
+        /// Longest answer in tokens.
+        answer: usize,
+        /// Longest prompt and answer in tokens.
+        most: usize,
+    },
     /// The model cannot be given text.
     #[error("the model has no tokenizer")]
     NoTokenizer,
@@ -70,10 +86,16 @@ pub enum TaskError {
 pub(crate) enum Form {
     /// One context, several continuations.
     Choices,
+    /// The same; what counts is the probability of those that are true.
+    Mass,
     /// Several contexts, one continuation.
     Contexts,
     /// One context, one continuation.
     Single,
+    /// One context, continued greedily up to one of these; the result is compared with answers, and articles do not count if so said.
+    Written { until: &'static [&'static str], articles: bool },
+    /// One context, continued greedily to the end of the line, and the probability of having no answer.
+    Squad,
 }
 
 /// A task.
@@ -85,103 +107,184 @@ pub(crate) struct Task {
     pub files: &'static [&'static str],
     /// The same for examples; without any, examples are drawn from the documents themselves.
     pub shots: &'static [&'static str],
+    /// Whether the harness draws one example more than it shows, to drop the document itself. It does where the task has no test split.
+    pub spare: bool,
+    /// Whether it takes examples at all; the harness asks TruthfulQA without, whatever was said.
+    pub shown: bool,
+    /// Between examples.
+    pub separator: &'static str,
+    /// Before everything.
+    pub description: &'static str,
     /// Whether `acc_norm` is reported.
     pub normalised: bool,
     /// Version of the harness's task.
     pub version: f64,
 }
 
+/// Choices, with examples from a file of their own and a test split.
+const PLAIN: Task = Task {
+    name: "",
+    form: Form::Choices,
+    files: &[],
+    shots: &[],
+    spare: false,
+    shown: true,
+    separator: "\n\n",
+    description: "",
+    normalised: false,
+    version: 1.0,
+};
+
 pub(crate) const MMLU: &str = "mmlu";
 
+/// A subject of MMLU.
+pub(crate) const SUBJECT: Task = Task { name: MMLU, ..PLAIN };
+
+/// Where short answers end.
+const PHRASE: &[&str] = &["\n", ".", ","];
+
 /// All tasks but MMLU, which is many.
-pub(crate) const TASKS: [Task; 7] = [
-    Task {
-        name: "lambada_openai",
-        form: Form::Single,
-        files: &["lambada_openai.jsonl", "mosaic/lambada_openai.jsonl"],
-        shots: &[],
-        normalised: false,
-        version: 1.0,
-    },
+pub(crate) const TASKS: [Task; 15] = [
+    Task { name: "lambada_openai", form: Form::Single, files: &["lambada_openai.jsonl", "mosaic/lambada_openai.jsonl"], ..PLAIN },
     Task {
         name: "hellaswag",
-        form: Form::Choices,
         files: &["hellaswag.jsonl", "hellaswag/hellaswag_val_full.txt"],
         shots: &["hellaswag.train.jsonl"],
+        spare: true,
         normalised: true,
-        version: 1.0,
+        ..PLAIN
     },
     Task {
         name: "piqa",
-        form: Form::Choices,
         files: &["piqa.jsonl", "piqa/valid.jsonl", "mosaic/piqa.jsonl"],
         shots: &["piqa.train.jsonl"],
+        spare: true,
         normalised: true,
-        version: 1.0,
+        ..PLAIN
     },
     Task {
         name: "arc_easy",
-        form: Form::Choices,
         files: &["arc_easy.jsonl", "mosaic/arc_easy.jsonl"],
         shots: &["arc_easy.train.jsonl"],
         normalised: true,
-        version: 1.0,
+        ..PLAIN
     },
     Task {
         name: "arc_challenge",
-        form: Form::Choices,
         files: &["arc_challenge.jsonl", "mosaic/arc_challenge.jsonl"],
         shots: &["arc_challenge.train.jsonl"],
         normalised: true,
-        version: 1.0,
+        ..PLAIN
     },
     Task {
         name: "winogrande",
         form: Form::Contexts,
         files: &["winogrande.jsonl", "mosaic/winogrande.jsonl"],
         shots: &["winogrande.train.jsonl"],
-        normalised: false,
-        version: 1.0,
+        spare: true,
+        ..PLAIN
     },
     Task {
         name: "openbookqa",
-        form: Form::Choices,
         files: &["openbookqa.jsonl", "mosaic/openbook_qa.jsonl"],
         shots: &["openbookqa.train.jsonl"],
         normalised: true,
-        version: 1.0,
+        ..PLAIN
+    },
+    Task { name: "boolq", files: &["boolq.jsonl"], shots: &["boolq.train.jsonl"], spare: true, version: 2.0, ..PLAIN },
+    Task { name: "race", files: &["race.jsonl"], version: 3.0, ..PLAIN },
+    Task { name: "pubmedqa", files: &["pubmedqa.jsonl"], shots: &["pubmedqa.train.jsonl"], ..PLAIN },
+    Task { name: "truthfulqa_mc1", files: &["truthfulqa.jsonl"], spare: true, shown: false, version: 2.0, ..PLAIN },
+    Task { name: "truthfulqa_mc2", form: Form::Mass, files: &["truthfulqa.jsonl"], spare: true, shown: false, version: 3.0, ..PLAIN },
+    Task {
+        name: "nq_open",
+        form: Form::Written { until: PHRASE, articles: true },
+        files: &["nq_open.jsonl"],
+        shots: &["nq_open.train.jsonl"],
+        spare: true,
+        separator: "\n",
+        description: "Answer these questions:\n\n",
+        version: 4.0,
+        ..PLAIN
+    },
+    Task {
+        name: "triviaqa",
+        form: Form::Written { until: PHRASE, articles: false },
+        files: &["triviaqa.jsonl"],
+        shots: &["triviaqa.train.jsonl"],
+        spare: true,
+        version: 3.0,
+        ..PLAIN
+    },
+    Task {
+        name: "squadv2",
+        form: Form::Squad,
+        files: &["squadv2.jsonl"],
+        shots: &["squadv2.train.jsonl"],
+        spare: true,
+        version: 3.0,
+        ..PLAIN
     },
 ];
 
-/// Names of all tasks.
+/// Names of all tasks; `mmlu` stands for its fields and subjects as well.
 pub fn task_names() -> Vec<&'static str> {
-    TASKS.iter().map(|task| task.name).chain([MMLU]).collect()
+    TASKS.iter().map(|task| task.name).chain([MMLU]).chain(subjects::FIELDS.iter().map(|field| field.name)).collect()
+}
+
+/// One question to the model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Request {
+    /// Log-probability of a continuation.
+    Score { context: String, continuation: String },
+    /// A greedy continuation up to one of these.
+    Write { context: String, until: &'static [&'static str] },
 }
 
 /// One document, as a task asks it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Doc {
     /// Contexts: one, or one per choice.
     pub contexts: Vec<String>,
-    /// Continuations without the blank before them: one per choice, or one.
+    /// Continuations without the blank before them: one per choice, or one. None where the model writes.
     pub choices: Vec<String>,
     /// The right one.
     pub gold: usize,
+    /// Whether each choice is true ([`Form::Mass`]).
+    pub truths: Vec<bool>,
+    /// Answers that are right, where the model writes.
+    pub answers: Vec<String>,
 }
 
 impl Doc {
-    /// Context and continuation of each request; `before` stands before every context.
-    pub fn requests(&self, before: &str) -> Vec<(String, String)> {
-        let count = self.contexts.len().max(self.choices.len());
-        let context = |i: usize| &self.contexts[i.min(self.contexts.len() - 1)];
-        let choice = |i: usize| &self.choices[i.min(self.choices.len() - 1)];
-        (0..count).map(|i| (format!("{before}{}", context(i)), format!(" {}", choice(i)))).collect()
+    /// Requests of a form; `before` stands before every context.
+    pub fn requests(&self, form: Form, before: &str) -> Vec<Request> {
+        let context = |i: usize| format!("{before}{}", self.contexts[i.min(self.contexts.len() - 1)]);
+        let score = |i: usize, choice: &str| Request::Score { context: context(i), continuation: format!(" {choice}") };
+        match form {
+            Form::Written { until, .. } => vec![Request::Write { context: context(0), until }],
+            Form::Squad => vec![Request::Write { context: context(0), until: &["\n"] }, score(0, UNANSWERABLE)],
+            _ => {
+                let count = self.contexts.len().max(self.choices.len());
+                (0..count).map(|i| score(i, &self.choices[i.min(self.choices.len() - 1)])).collect()
+            }
+        }
     }
 
-    /// The document with its answer, as an example in another's prompt.
-    pub fn example(&self) -> String {
+    /// The document with its answer, as an example in another's prompt. The harness puts a blank before every answer, two where the answer
+    /// brings its own.
+    pub fn example(&self, task: &Task) -> String {
         let context = &self.contexts[self.gold.min(self.contexts.len() - 1)];
-        let choice = &self.choices[self.gold.min(self.choices.len() - 1)];
-        format!("{context} {choice}\n\n")
+        let (blanks, answer) = match task.form {
+            Form::Single => ("  ", self.choices.first()),
+            Form::Squad => ("  ", self.answers.first()),
+            Form::Written { .. } => (" ", self.answers.first()),
+            _ => (" ", self.choices.get(self.gold.min(self.choices.len().saturating_sub(1)))),
+        };
+        let answer = answer.map_or(if task.form == Form::Squad { UNANSWERABLE } else { "" }, String::as_str);
+        format!("{context}{blanks}{answer}{}", task.separator)
     }
 }
+
+/// What SQuAD 2.0's task offers as the answer to a question without one.
+const UNANSWERABLE: &str = "unanswerable";

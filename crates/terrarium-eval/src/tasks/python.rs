@@ -1,4 +1,4 @@
-//! Python's `random.Random(seed).sample`: the harness draws its examples with it, so that everyone draws the same.
+//! Python's `random.Random(seed)`: the harness draws its examples and bootstrap samples with it, so that everyone draws the same.
 
 const N: usize = 624;
 const M: usize = 397;
@@ -59,6 +59,13 @@ impl Random {
         }
     }
 
+    /// `choices(range(n))[0]`, where `n` is not 0.
+    pub fn choice(&mut self, n: usize) -> usize {
+        let (high, low) = (self.word() >> 5, self.word() >> 6);
+        let uniform = (f64::from(high) * 67_108_864.0 + f64::from(low)) / 9_007_199_254_740_992.0;
+        (uniform * n as f64) as usize
+    }
+
     /// `sample(range(n), k)`, where `k <= n`.
     pub fn sample(&mut self, n: usize, k: usize) -> Vec<usize> {
         let mut limit = 21;
@@ -108,5 +115,12 @@ mod tests {
         assert_eq!(random.sample(2251, 5), [143, 343, 403, 1452, 969]);
         assert_eq!(random.sample(10, 3), [0, 9, 8]);
         assert_eq!(random.sample(1000, 8), [354, 663, 638, 495, 630, 474, 152, 93]);
+    }
+
+    #[test]
+    fn choices_are_those_of_python() {
+        // random.Random(7).choices(range(100), k=6)
+        let mut random = Random::new(7);
+        assert_eq!((0..6).map(|_| random.choice(100)).collect::<Vec<_>>(), [32, 15, 65, 7, 53, 36]);
     }
 }
