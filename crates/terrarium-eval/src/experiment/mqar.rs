@@ -411,8 +411,11 @@ mod tests {
         let mut value: serde_json::Value = serde_json::from_str(text).unwrap();
         value.as_object_mut().unwrap().remove("experiment");
         let mut mqar: Mqar = serde_json::from_value(value).unwrap();
+        // Whatever the recipe says of these.
         mqar.models.architectures.truncate(4);
-        mqar.models.seeds = vec![0, 1];
+        mqar.models.architectures.iter_mut().for_each(|architecture| architecture.learning_rates = None);
+        mqar.training.learning_rates = vec![1e-3];
+        (mqar.models.widths, mqar.models.seeds) = (vec![64, 128], vec![0, 1]);
         let cells = mqar.cells().unwrap();
         let learned = |accuracy: f64| {
             let value = serde_json::json!({ "parameters": 1, "steps": 1, "tokens": 1, "flop": 1.0, "seconds": 1.0, "tokens_per_s": 1.0, "loss": 1.0,
