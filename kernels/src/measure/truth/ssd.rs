@@ -161,7 +161,8 @@ impl Task<'_> {
                 }
             }
         }
-        let mut share = Share { y, state, dx: vec![0.0; l * self.rows], ddelta: vec![0.0; l], da: vec![0.0; l], dd: 0.0, dstate: Vec::new() };
+        let mut share =
+            Share { y, state, dx: vec![0.0; l * self.rows], ddelta: vec![0.0; l], da: vec![0.0; l], dd: 0.0, dstate: Vec::new() };
         if let Some(cotangents) = cotangents {
             self.backward(cotangents, &kept, skip, &mut share, (db, dc));
         }
@@ -251,8 +252,8 @@ pub(crate) fn run(problem: &Problem, cotangents: Option<&Cotangents>) -> Solutio
             let ddt = share.ddelta[t] * steps[head].slope[t];
             out.ddt[t * h + head] += ddt;
             out.ddt_bias[head] += ddt;
-            da[head][t] += share.da[t];
         }
+        add(&mut da[head], &share.da);
         out.state.extend(&share.state);
         out.dstate.extend(&share.dstate);
         out.dd[head] += share.dd;
