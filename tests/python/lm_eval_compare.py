@@ -21,7 +21,7 @@ MMLU = ['abstract_algebra', 'anatomy', 'astronomy', 'global_facts', 'high_school
 # Name of a set: tasks, examples per prompt, documents per task, longest prompt and answer if not the model's.
 SETS = {
     'standard': (['lambada_openai', 'hellaswag', 'arc_easy', 'piqa', 'winogrande'], 0, 200, None),
-    'more': (['arc_challenge', 'openbookqa', 'boolq'], 0, 50, None),
+    'more': (['arc_challenge', 'openbookqa', 'boolq'], 0, 200, None),
     'mmlu': (['mmlu_' + subject for subject in MMLU], 5, 25, None),
     'shots': (['lambada_openai', 'hellaswag', 'arc_easy', 'piqa', 'winogrande', 'openbookqa', 'boolq', 'truthfulqa_mc1'], 2, 10, None),
     'truthfulqa': (['truthfulqa_mc1', 'truthfulqa_mc2'], 0, 10, None),
