@@ -1,6 +1,6 @@
 //! Ctrl-C.
 
-use terrarium::train::{StopFlag, install_signal_handler};
+use terrarium::train::{StopFlag, install_signal_handler, leave_at_once};
 
 use crate::failure::Failure;
 
@@ -14,5 +14,5 @@ pub fn graceful() -> Result<StopFlag, Failure> {
 /// For commands that can stop anywhere. Files are written under another name and renamed, so nothing is left half-done.
 pub fn immediate() {
     // Without a handler the system ends the program just the same, only with another exit status.
-    let _ = ctrlc::set_handler(|| std::process::exit(130));
+    let _ = ctrlc::set_handler(|| leave_at_once());
 }

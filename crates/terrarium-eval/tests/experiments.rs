@@ -238,6 +238,18 @@ fn seeds_may_be_added_later() {
     finish(&more);
     finish(&options("mqar", &two, &set("models.seeds=[3,4]")));
     assert_eq!(timeless(&one), timeless(&two));
+
+    // What was finished on another device is that device's: here the report is written, and nothing is measured.
+    let machine = one.join("machine.json");
+    let told = std::fs::read_to_string(&machine).unwrap().replace("flex", "another device");
+    std::fs::write(&machine, &told).unwrap();
+    for step in std::fs::read_dir(one.join("steps")).unwrap() {
+        std::fs::remove_file(step.unwrap().path()).unwrap();
+    }
+    finish(&more);
+    assert_eq!((timeless(&one), std::fs::read_to_string(&machine).unwrap()), (timeless(&two), told));
+    let page = std::fs::read_to_string(one.join("report.md")).unwrap();
+    assert!(page.contains("Device: another device;") && std::fs::read_dir(one.join("steps")).unwrap().count() == 0, "{page}");
 }
 
 #[test]

@@ -46,11 +46,22 @@ pub fn install_signal_handler(stop: &StopFlag) -> Result<(), TrainError> {
                 terminal::say("stopping after this step; press Ctrl-C again to leave at once without saving");
                 stop.request();
             }
-            _ => {
-                terminal::restore();
-                std::process::exit(130);
-            }
+            _ => leave_at_once(),
         }
     })
     .map_err(|error| TrainError::Signal(error.to_string()))
+}
+/// Restores the terminal and ends the process with status 130, as a shell reports Ctrl-C.
+///
+/// What libraries have set to run at an exit is left out where the system allows it: a GPU's are taken apart there under the
+/// feet of the threads that still enqueue work.
+pub fn leave_at_once() -> ! {
+    terminal::restore();
+    #[cfg(unix)]
+    // SAFETY: ends the process; nothing of it is used any more.
+    unsafe {
+        libc::_exit(130)
+    }
+    #[cfg(not(unix))]
+    std::process::exit(130)
 }

@@ -27,7 +27,7 @@ pub mod trainer;
 pub use config::{BaseConfig, ConfigError, DataConfig, LoraSection, OutputConfig, RunConfig, TrainConfig};
 pub use error::TrainError;
 pub use event::{Event, Observer, Outcome, StepReport, ValidReport};
-pub use interrupt::{StopFlag, install_signal_handler};
+pub use interrupt::{StopFlag, install_signal_handler, leave_at_once};
 pub use merge::{MergeReport, merge};
 pub use plot::plot;
 pub use run::{Display, Resume, RunOptions, RunReport, run, run_on};

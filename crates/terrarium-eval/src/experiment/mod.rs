@@ -327,9 +327,14 @@ fn run_on<B: TrainBackend, E: Experiment>(
     let estimate = Duration::try_from_secs_f64(later).unwrap_or_default();
     watch.event(Event::Plan { cells: cells.len(), finished, estimate, device: name.clone() });
     let dtype = experiment.training().map(|training| training.precision.on::<B>(device).unwrap_or(DType::F32));
-    let machine = match dtype {
-        Some(dtype) => Some(machine::<B>(&folder, dtype, device)?),
-        None => None,
+    // Of what was all done on another device this one writes the report, and measures nothing.
+    let elsewhere = folder.machine()?.filter(|known| finished == cells.len() && known.device != name);
+    let name = elsewhere.as_ref().map_or(name, |known| known.device.clone());
+    let here = elsewhere.is_none();
+    let machine = match (elsewhere, dtype) {
+        (Some(known), _) => Some(known),
+        (None, Some(dtype)) => Some(machine::<B>(&folder, dtype, device)?),
+        (None, None) => None,
     };
     let ceiling = machine.as_ref().and_then(|machine| machine.matmul_tflops).map(|tflops| 1e12 * tflops);
     let (mut guessed, mut real) = (0.0, 0.0);
@@ -360,7 +365,7 @@ fn run_on<B: TrainBackend, E: Experiment>(
     }
     let mut surroundings = Surroundings { device: name, machine, steps: Vec::new() };
     let subjects = experiment.subjects(&cells);
-    if !subjects.is_empty() {
+    if here && !subjects.is_empty() {
         watch.event(Event::Note(format!("taking {} training steps apart", subjects.len())));
     }
     for subject in subjects {
@@ -369,6 +374,7 @@ fn run_on<B: TrainBackend, E: Experiment>(
         }
         let step = match folder.step(&subject.id)? {
             Some(step) => Some(step),
+            None if !here => None,
             None => step::<B>(&subject, dtype.unwrap_or(DType::F32), &folder, device)?,
         };
         surroundings.steps.extend(step.map(|step| (subject.label, step)));
