@@ -17,6 +17,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <map>
 #include <functional>
 #include <mutex>
@@ -38,6 +39,7 @@ long setting(const char *name, long fallback) {
 }
 const long GUARD = setting("TERRARIUM_EMULATOR_GUARD", 0);
 const long TRACE = setting("TERRARIUM_EMULATOR_TRACE", 0);
+const long LATE = setting("TERRARIUM_EMULATOR_LATE", 0);
 // How ready threads are picked: 0 in turn, -1 latest first, any other number seeds a random order.
 const long ORDER = setting("TERRARIUM_EMULATOR_ORDER", 0);
 const long SM = setting("TERRARIUM_EMULATOR_SM", 90);

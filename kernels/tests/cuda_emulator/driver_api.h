@@ -1,5 +1,6 @@
 // The functions of libcuda that programs call. Part of driver.cpp.
-// Streams are synchronous: when a call returns, its work is done, or noted if the stream is being captured.
+// Streams are synchronous: when a call returns, its work is done, or noted if the stream is being captured. With
+// TERRARIUM_EMULATOR_LATE they are as late as CUDA allows: work is done when somebody waits for it.
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
 enum Result { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_IMAGE = 200, NOT_FOUND = 500, NOT_SUPPORTED = 801 };
@@ -68,7 +69,8 @@ EXPORT int cuCtxSetCurrent(Handle c) { current_context = c; return SUCCESS; }
 EXPORT int cuCtxGetCurrent(Handle *c) { *c = current_context; return SUCCESS; }
 EXPORT int cuCtxRecordEvent(Handle, Handle) { return SUCCESS; }
 EXPORT int cuCtxWaitEvent(Handle, Handle) { return SUCCESS; }
-EXPORT int cuCtxSynchronize() { return SUCCESS; }
+void catch_up_all();
+EXPORT int cuCtxSynchronize() { catch_up_all(); return SUCCESS; }
 EXPORT int cuCtxSetLimit(int, size_t) { return SUCCESS; }
 EXPORT int cuCtxGetLimit(size_t *v, int) { *v = 1024; return SUCCESS; }
 EXPORT int cuCtxSetFlags(unsigned) { return SUCCESS; }
@@ -80,10 +82,50 @@ EXPORT int cuDeviceCanAccessPeer(int *can, int, int) { *can = 0; return SUCCESS;
 
 EXPORT int cuStreamCreate(Handle *s, unsigned) { *s = new char; return SUCCESS; }
 EXPORT int cuStreamCreateWithPriority(Handle *s, unsigned, int) { *s = new char; return SUCCESS; }
-EXPORT int cuStreamDestroy_v2(Handle s) { delete static_cast<char *>(s); return SUCCESS; }
-EXPORT int cuStreamSynchronize(Handle) { return SUCCESS; }
+// Work that was asked for and is not done.
+struct Queue { std::deque<std::function<void()>> work; uint64_t done = 0; };
+std::recursive_mutex late;
+std::unordered_map<Handle, Queue> queues;
+
+// Does the first `until` things that were ever asked for on the stream.
+void catch_up(Handle stream, uint64_t until = ~uint64_t(0)) {
+    std::lock_guard one(late);
+    auto found = queues.find(stream);
+    if (found == queues.end()) return;
+    Queue &queue = found->second;  // stays where it is when others are added
+    while (!queue.work.empty() && queue.done < until) {
+        auto work = std::move(queue.work.front());
+        queue.work.pop_front();
+        queue.done++;
+        if (work) work();
+    }
+}
+void catch_up_all() {
+    std::lock_guard one(late);
+    std::vector<Handle> streams;
+    for (auto &queue : queues) streams.push_back(queue.first);
+    for (Handle stream : streams) catch_up(stream);
+}
+uint64_t asked(Handle stream) {
+    std::lock_guard one(late);
+    auto found = queues.find(stream);
+    return found == queues.end() ? 0 : found->second.done + found->second.work.size();
+}
+
+EXPORT int cuStreamDestroy_v2(Handle s) {
+    catch_up(s);
+    std::lock_guard one(late);
+    queues.erase(s);
+    delete static_cast<char *>(s);
+    return SUCCESS;
+}
+EXPORT int cuStreamSynchronize(Handle s) {
+    if (s) catch_up(s);
+    else catch_up_all();
+    return SUCCESS;
+}
 EXPORT int cuStreamGetCtx(Handle, Handle *c) { *c = &some_context; return SUCCESS; }
-EXPORT int cuStreamQuery(Handle) { return SUCCESS; }
+EXPORT int cuStreamQuery(Handle s) { return cuStreamSynchronize(s); }
 // ---------------------------------------------------------------- graphs
 
 enum NodeType { KERNEL = 0, COPY = 1, FILL = 2, WAIT = 6, RECORD = 7, ALLOCATE = 10, FREE = 11 };
@@ -93,13 +135,26 @@ using Graph = std::vector<Node>;
 std::mutex capturing;
 std::unordered_map<Handle, Graph *> captures;
 
-// Notes the work if the stream is being captured.
-bool note(Handle stream, NodeType type, std::function<void()> work, MemoryType from = DEVICE, MemoryType to = DEVICE) {
+bool captured(Handle stream) {
     std::lock_guard one(capturing);
-    auto found = captures.find(stream);
-    if (found == captures.end()) return false;
-    found->second->push_back({type, std::move(work), from, to});
-    if (TRACE && type != KERNEL) fprintf(stderr, "CUDA emulator: a captured stream notes node type %d\n", type);
+    return captures.count(stream);
+}
+
+// Notes the work if the stream is being captured, or late; without, the caller does it.
+bool note(Handle stream, NodeType type, std::function<void()> work, MemoryType from = DEVICE, MemoryType to = DEVICE) {
+    {
+        std::lock_guard one(capturing);
+        auto found = captures.find(stream);
+        if (found != captures.end()) {
+            found->second->push_back({type, std::move(work), from, to});
+            if (TRACE && type != KERNEL) fprintf(stderr, "CUDA emulator: a captured stream notes node type %d\n", type);
+            return true;
+        }
+    }
+    if (!LATE) return false;
+    if (!stream) { catch_up_all(); return false; }
+    std::lock_guard one(late);
+    queues[stream].work.push_back(std::move(work));
     return true;
 }
 // The same for other libraries: a kernel.
@@ -132,8 +187,9 @@ EXPORT int cuGraphMemcpyNodeGetParams(Node *node, void *parameters) {
     return SUCCESS;
 }
 EXPORT int cuGraphInstantiateWithFlags(Handle *exec, Handle graph, unsigned long long) { *exec = new Graph(*static_cast<Graph *>(graph)); return SUCCESS; }
-EXPORT int cuGraphLaunch(Handle exec, Handle) {
-    for (auto &node : *static_cast<Graph *>(exec)) if (node.work) node.work();
+EXPORT int cuGraphLaunch(Handle exec, Handle s) {
+    auto work = [graph = *static_cast<Graph *>(exec)] { for (auto &node : graph) if (node.work) node.work(); };
+    if (!note(s, KERNEL, work)) work();
     return SUCCESS;
 }
 EXPORT int cuGraphDestroy(Handle graph) { delete static_cast<Graph *>(graph); return SUCCESS; }
@@ -141,16 +197,32 @@ EXPORT int cuGraphExecDestroy(Handle exec) { delete static_cast<Graph *>(exec); 
 
 // ---------------------------------------------------------------- more of streams, and events
 
-EXPORT int cuStreamWaitEvent(Handle s, Handle, unsigned) { note(s, WAIT, {}); return SUCCESS; }
-EXPORT int cuStreamAttachMemAsync(Handle, uint64_t, size_t, unsigned) { return SUCCESS; }
-EXPORT int cuLaunchHostFunc(Handle, void (*f)(void *), void *data) { f(data); return SUCCESS; }
+struct Event { double time; Handle stream; uint64_t until; };
 
-EXPORT int cuEventCreate(Handle *e, unsigned) { *e = new double(0); return SUCCESS; }
-EXPORT int cuEventDestroy_v2(Handle e) { delete static_cast<double *>(e); return SUCCESS; }
-EXPORT int cuEventRecord(Handle e, Handle s) { note(s, RECORD, {}); *static_cast<double *>(e) = now_ms(); return SUCCESS; }
-EXPORT int cuEventSynchronize(Handle) { return SUCCESS; }
-EXPORT int cuEventQuery(Handle) { return SUCCESS; }
-EXPORT int cuEventElapsedTime(float *ms, Handle a, Handle b) { *ms = float(*static_cast<double *>(b) - *static_cast<double *>(a)); return SUCCESS; }
+EXPORT int cuStreamWaitEvent(Handle s, Handle e, unsigned) {
+    note(s, WAIT, [event = *static_cast<Event *>(e)] { catch_up(event.stream, event.until); });
+    return SUCCESS;
+}
+EXPORT int cuStreamAttachMemAsync(Handle, uint64_t, size_t, unsigned) { return SUCCESS; }
+EXPORT int cuLaunchHostFunc(Handle s, void (*f)(void *), void *data) {
+    if (captured(s) || !note(s, KERNEL, [=] { f(data); })) f(data);
+    return SUCCESS;
+}
+
+EXPORT int cuEventCreate(Handle *e, unsigned) { *e = new Event{}; return SUCCESS; }
+EXPORT int cuEventDestroy_v2(Handle e) { delete static_cast<Event *>(e); return SUCCESS; }
+EXPORT int cuEventRecord(Handle e, Handle s) {
+    if (captured(s)) note(s, RECORD, {});
+    *static_cast<Event *>(e) = {now_ms(), s, asked(s)};
+    return SUCCESS;
+}
+EXPORT int cuEventSynchronize(Handle e) {
+    auto event = static_cast<Event *>(e);
+    catch_up(event->stream, event->until);
+    return SUCCESS;
+}
+EXPORT int cuEventQuery(Handle e) { return cuEventSynchronize(e); }
+EXPORT int cuEventElapsedTime(float *ms, Handle a, Handle b) { *ms = float(static_cast<Event *>(b)->time - static_cast<Event *>(a)->time); return SUCCESS; }
 EXPORT int cuEventElapsedTime_v2(float *ms, Handle a, Handle b) { return cuEventElapsedTime(ms, a, b); }
 
 // ---------------------------------------------------------------- memory
@@ -160,13 +232,39 @@ EXPORT int cuMemAlloc_v2(uint64_t *p, size_t size) {
     *p = allocate(size);
     return *p ? SUCCESS : OUT_OF_MEMORY;
 }
-EXPORT int cuMemAllocAsync(uint64_t *p, size_t size, Handle s) { note(s, ALLOCATE, {}); return cuMemAlloc_v2(p, size); }
+EXPORT int cuMemAllocAsync(uint64_t *p, size_t size, Handle s) {
+    if (captured(s)) note(s, ALLOCATE, {});
+    return cuMemAlloc_v2(p, size);
+}
 EXPORT int cuMemAllocManaged(uint64_t *p, size_t size, unsigned) { return cuMemAlloc_v2(p, size); }
-EXPORT int cuMemFree_v2(uint64_t p) { return release(p) ? SUCCESS : INVALID_VALUE; }
-EXPORT int cuMemFreeAsync(uint64_t p, Handle s) { note(s, FREE, {}); return cuMemFree_v2(p); }
-EXPORT int cuMemAllocHost_v2(void **p, size_t size) { *p = aligned_alloc(4096, (size + 4095) / 4096 * 4096); return *p ? SUCCESS : OUT_OF_MEMORY; }
+EXPORT int cuMemFree_v2(uint64_t p) { catch_up_all(); return release(p) ? SUCCESS : INVALID_VALUE; }
+EXPORT int cuMemFreeAsync(uint64_t p, Handle s) {
+    if (captured(s)) note(s, FREE, {});
+    else if (note(s, FREE, [=] { release(p); })) return SUCCESS;
+    return cuMemFree_v2(p);
+}
+// Pinned memory: copies read and write it when their turn comes. Other memory of the host is done with when a call returns.
+std::mutex pins;
+std::map<uint64_t, size_t> pinned;
+EXPORT int cuMemAllocHost_v2(void **p, size_t size) {
+    *p = aligned_alloc(4096, (size + 4095) / 4096 * 4096);
+    std::lock_guard one(pins);
+    if (*p) pinned[uint64_t(*p)] = size;
+    return *p ? SUCCESS : OUT_OF_MEMORY;
+}
 EXPORT int cuMemHostAlloc(void **p, size_t size, unsigned) { return cuMemAllocHost_v2(p, size); }
-EXPORT int cuMemFreeHost(void *p) { free(p); return SUCCESS; }
+EXPORT int cuMemFreeHost(void *p) {
+    catch_up_all();
+    std::lock_guard one(pins);
+    pinned.erase(uint64_t(p));
+    free(p);
+    return SUCCESS;
+}
+bool is_pinned(uint64_t at) {
+    std::lock_guard one(pins);
+    auto above = pinned.upper_bound(at);
+    return above != pinned.begin() && at < std::prev(above)->first + std::prev(above)->second;
+}
 EXPORT int cuMemGetInfo_v2(size_t *left, size_t *total) {
     *total = size_t(MEMORY) << 30;
     *left = *total > allocated ? *total - allocated : 0;
@@ -174,20 +272,28 @@ EXPORT int cuMemGetInfo_v2(size_t *left, size_t *total) {
 }
 
 int copy(uint64_t to, uint64_t from, size_t n) { memmove(reinterpret_cast<void *>(to), reinterpret_cast<void *>(from), n); return SUCCESS; }
-EXPORT int cuMemcpyHtoD_v2(uint64_t d, const void *h, size_t n) { return copy(d, uint64_t(h), n); }
+// Waits like a call without a stream does.
+int copy_now(uint64_t to, uint64_t from, size_t n) { catch_up_all(); return copy(to, from, n); }
+EXPORT int cuMemcpyHtoD_v2(uint64_t d, const void *h, size_t n) { return copy_now(d, uint64_t(h), n); }
 int copy_later(Handle s, uint64_t to, uint64_t from, size_t n, MemoryType source, MemoryType target) {
+    uint64_t host = source == HOST ? from : target == HOST ? to : 0;
+    if (LATE && host && !is_pinned(host) && !captured(s)) {
+        catch_up(s);
+        return copy(to, from, n);
+    }
     return note(s, COPY, [=] { copy(to, from, n); }, source, target) ? SUCCESS : copy(to, from, n);
 }
 EXPORT int cuMemcpyHtoDAsync_v2(uint64_t d, const void *h, size_t n, Handle s) { return copy_later(s, d, uint64_t(h), n, HOST, DEVICE); }
-EXPORT int cuMemcpyDtoH_v2(void *h, uint64_t d, size_t n) { return copy(uint64_t(h), d, n); }
+EXPORT int cuMemcpyDtoH_v2(void *h, uint64_t d, size_t n) { return copy_now(uint64_t(h), d, n); }
 EXPORT int cuMemcpyDtoHAsync_v2(void *h, uint64_t d, size_t n, Handle s) { return copy_later(s, uint64_t(h), d, n, DEVICE, HOST); }
-EXPORT int cuMemcpyDtoD_v2(uint64_t a, uint64_t b, size_t n) { return copy(a, b, n); }
+EXPORT int cuMemcpyDtoD_v2(uint64_t a, uint64_t b, size_t n) { return copy_now(a, b, n); }
 EXPORT int cuMemcpyDtoDAsync_v2(uint64_t a, uint64_t b, size_t n, Handle s) { return copy_later(s, a, b, n, DEVICE, DEVICE); }
-EXPORT int cuMemcpyAsync(uint64_t a, uint64_t b, size_t n, Handle) { return copy(a, b, n); }
-EXPORT int cuMemcpyPeerAsync(uint64_t a, Handle, uint64_t b, Handle, size_t n, Handle) { return copy(a, b, n); }
-EXPORT int cuMemsetD8_v2(uint64_t d, unsigned char v, size_t n) { memset(reinterpret_cast<void *>(d), v, n); return SUCCESS; }
+EXPORT int cuMemcpyAsync(uint64_t a, uint64_t b, size_t n, Handle s) { catch_up(s); return copy(a, b, n); }
+EXPORT int cuMemcpyPeerAsync(uint64_t a, Handle, uint64_t b, Handle, size_t n, Handle s) { return copy_later(s, a, b, n, DEVICE, DEVICE); }
+int fill(uint64_t d, unsigned char v, size_t n) { memset(reinterpret_cast<void *>(d), v, n); return SUCCESS; }
+EXPORT int cuMemsetD8_v2(uint64_t d, unsigned char v, size_t n) { catch_up_all(); return fill(d, v, n); }
 EXPORT int cuMemsetD8Async(uint64_t d, unsigned char v, size_t n, Handle s) {
-    return note(s, FILL, [=] { cuMemsetD8_v2(d, v, n); }) ? SUCCESS : cuMemsetD8_v2(d, v, n);
+    return note(s, FILL, [=] { fill(d, v, n); }) ? SUCCESS : fill(d, v, n);
 }
 
 struct Copy2D {
@@ -195,15 +301,21 @@ struct Copy2D {
     size_t to_x, to_y; int to_type; char *to_host; uint64_t to_device; Handle to_array; size_t to_pitch;
     size_t width, height;
 };
-EXPORT int cuMemcpy2DAsync_v2(const Copy2D *c, Handle s) {
-    if (s && note(s, COPY, [c = *c] { cuMemcpy2DAsync_v2(&c, nullptr); }, MemoryType(c->from_type), MemoryType(c->to_type))) return SUCCESS;
-    const int host = 1;
-    const char *from = (c->from_type == host ? c->from_host : reinterpret_cast<const char *>(c->from_device)) + c->from_y * c->from_pitch + c->from_x;
-    char *to = (c->to_type == host ? c->to_host : reinterpret_cast<char *>(c->to_device)) + c->to_y * c->to_pitch + c->to_x;
+int copy_rows(const Copy2D *c) {
+    const char *from = (c->from_type == HOST ? c->from_host : reinterpret_cast<const char *>(c->from_device)) + c->from_y * c->from_pitch + c->from_x;
+    char *to = (c->to_type == HOST ? c->to_host : reinterpret_cast<char *>(c->to_device)) + c->to_y * c->to_pitch + c->to_x;
     for (size_t row = 0; row < c->height; row++) memcpy(to + row * c->to_pitch, from + row * c->from_pitch, c->width);
     return SUCCESS;
 }
-EXPORT int cuMemcpy2D_v2(const Copy2D *c) { return cuMemcpy2DAsync_v2(c, nullptr); }
+EXPORT int cuMemcpy2DAsync_v2(const Copy2D *c, Handle s) {
+    uint64_t host = c->from_type == HOST ? uint64_t(c->from_host) : c->to_type == HOST ? uint64_t(c->to_host) : 0;
+    if (LATE && host && !is_pinned(host) && !captured(s)) {
+        catch_up(s);
+        return copy_rows(c);
+    }
+    return note(s, COPY, [c = *c] { copy_rows(&c); }, MemoryType(c->from_type), MemoryType(c->to_type)) ? SUCCESS : copy_rows(c);
+}
+EXPORT int cuMemcpy2D_v2(const Copy2D *c) { catch_up_all(); return copy_rows(c); }
 
 // ---------------------------------------------------------------- modules and launches
 

@@ -125,6 +125,22 @@ mod cuda {
         assert_eq!(within(it.recorder.as_ref(), || it.state.clone().into_data()), last);
     }
 
+    /// Without the wait the second use of the memory may come before the recorder's stream has read the first: on a GPU under load, and
+    /// always on the emulator with `TERRARIUM_EMULATOR_LATE=1`.
+    #[test]
+    fn memory_that_was_waited_for_may_be_used_again() {
+        let recorder = recorder();
+        let source = ramp([256, 16], 0.02);
+        let expected: Vec<f32> = source.clone().into_data().iter::<f32>().map(|v| v * 2.0).collect();
+        let doubled = within(recorder.as_ref(), || source.clone() * 2.0);
+        recorder.wait().unwrap();
+        drop(source);
+        // The caller's stream gives the memory to these.
+        let later: Vec<Tensor<B, 2>> = (0..4).map(|i| ramp([256, 16], 1.0 + i as f32)).collect();
+        later.into_iter().for_each(|tensor| drop(tensor.into_data()));
+        assert_eq!(within(recorder.as_ref(), || doubled.into_data()).iter::<f32>().collect::<Vec<_>>(), expected);
+    }
+
     #[test]
     fn tokens_can_be_put_in_its_way() {
         let (_, it) = recorded();
