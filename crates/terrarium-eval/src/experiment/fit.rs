@@ -175,8 +175,8 @@ pub struct Learned {
     /// One per stage of training.
     #[serde(default)]
     pub pace: Vec<Pace>,
-    /// What a matrix product reached on the device, FLOP per second.
-    #[serde(default)]
+    /// What a matrix product reaches on the device, FLOP per second.
+    #[serde(skip)]
     pub ceiling: Option<f64>,
     /// The most memory taken at once; see [`crate::timing::memory`].
     #[serde(default)]
@@ -222,6 +222,10 @@ impl Finding for Learned {
         let scores = shown.iter().map(|(name, value)| format!("{name} {value:.3}")).collect::<Vec<_>>().join(", ");
         let end = if self.diverged { ", diverged" } else { "" };
         format!("{scores}; {} steps in {:.1} s, {} tokens/s{end}", self.steps, self.seconds, short(self.tokens_per_s))
+    }
+
+    fn judge(&mut self, ceiling: Option<f64>) {
+        self.ceiling = ceiling;
     }
 }
 
@@ -277,7 +281,6 @@ pub(crate) fn fit<B: TrainBackend, T: Task>(
     }
     let mut found = learner.found;
     found.scores = scores;
-    found.ceiling = running.ceiling;
     found.memory = memory::<B>(device);
     finite(&mut found);
     Ok(Some(found))

@@ -164,6 +164,9 @@ pub(crate) trait Combination: Sync {
 pub(crate) trait Finding: Serialize + DeserializeOwned {
     /// In a few words.
     fn words(&self) -> String;
+
+    /// Told what the folder's device reaches in a matrix product, FLOP per second.
+    fn judge(&mut self, _ceiling: Option<f64>) {}
 }
 
 /// A training step to be taken apart.
@@ -240,8 +243,6 @@ pub(crate) struct Running<'a> {
     pub log: CellLog,
     /// Raised to leave.
     pub stop: &'a StopFlag,
-    /// What a matrix product reaches here, FLOP per second.
-    pub ceiling: Option<f64>,
     watch: &'a mut dyn Watch,
     guessed: &'a Guessed,
     /// Guessed seconds of this cell.
@@ -347,8 +348,7 @@ fn run_on<B: TrainBackend, E: Experiment>(
         later -= guess(cell);
         let guesses = Guessed { later, guessed, real };
         let begun = Instant::now();
-        let mut running =
-            Running { log: folder.log(&id)?, stop: &options.stop, ceiling, watch, guessed: &guesses, guess: guess(cell), begun };
+        let mut running = Running { log: folder.log(&id)?, stop: &options.stop, watch, guessed: &guesses, guess: guess(cell), begun };
         let result = if options.stop.requested() { None } else { experiment.run::<B>(cell, &mut running, device)? };
         guessed += guess(cell);
         real += begun.elapsed().as_secs_f64();
@@ -379,6 +379,8 @@ fn run_on<B: TrainBackend, E: Experiment>(
         };
         surroundings.steps.extend(step.map(|step| (subject.label, step)));
     }
+    // Cells may come from folders of other runs: one device has one ceiling.
+    found.iter_mut().flatten().for_each(|found| found.judge(ceiling));
     let all: Vec<(E::Cell, E::Found)> = cells.into_iter().zip(found.into_iter().flatten()).collect();
     let report = experiment.report(&all);
     Ok(Outcome::Finished(Box::new(folder.report(report, &options.recipe, &surroundings)?)))

@@ -50,6 +50,10 @@ pub struct PhonebookTask {
     pub names: usize,
     /// Tokens of a prompt, at most, while training.
     pub train_lengths: Vec<usize>,
+    /// Training steps on books whose entries come again in another order, for one step on each of the variants. They have many
+    /// numbers to predict where a page of the paper has three, and teach the same.
+    #[serde(default)]
+    pub recall: usize,
     /// How training goes through them.
     #[serde(default)]
     pub curriculum: Curriculum,
@@ -78,6 +82,9 @@ impl PhonebookTask {
             for length in lengths {
                 for variant in &self.variants {
                     holds(self.names, *variant, *length, Shots::Paper).or_else(|reason| fail(key, reason))?;
+                }
+                if self.recall > 0 && key == "train_lengths" {
+                    holds_twice(self.names, *length).or_else(|reason| fail(key, reason))?;
                 }
             }
         }
@@ -271,9 +278,13 @@ const ANSWER: usize = 6;
 impl Task for Books<'_> {
     fn batch(&self, seed: u64, step: usize, steps: usize, rows: usize) -> Batch {
         let length = self.task.train_lengths[self.task.curriculum.at(step, steps, self.task.train_lengths.len())];
-        // Lengths may be taken in turn too: each meets every variant.
-        let variant = self.task.variants[step / self.task.train_lengths.len().max(1) % self.task.variants.len()];
-        self.shelf.rows(variant, length, Shots::Paper, [TRAIN, seed, step as u64], rows)
+        // Lengths may be taken in turn too: each meets every kind of page.
+        let turn = step / self.task.train_lengths.len().max(1) % (self.task.recall + self.task.variants.len());
+        let stream = [TRAIN, seed, step as u64];
+        match turn.checked_sub(self.task.recall) {
+            None => self.shelf.twice(length, stream, rows),
+            Some(variant) => self.shelf.rows(self.task.variants[variant], length, Shots::Paper, stream, rows),
+        }
     }
 
     /// Share of targets whose whole number is right: what greedy decoding would write.
@@ -373,10 +384,17 @@ impl Experiment for Phonebook {
         notes.insert(
             0,
             format!(
-                "Books of {} tokens in training, {} first and last names; whole numbers that are right, of {} held-out books per length.",
+                "Books of {} tokens in training, {} first and last names; whole numbers that are right, of {} held-out books per length.{}",
                 sweep::list(&task.train_lengths),
                 task.names,
-                task.test_rows
+                task.test_rows,
+                match task.recall {
+                    0 => String::new(),
+                    n => format!(
+                        " Of {} training steps {n} are on books whose entries come again in another order, their numbers predicted.",
+                        n + task.variants.len()
+                    ),
+                }
             ),
         );
         Report {
@@ -401,6 +419,7 @@ mod tests {
             variants: vec![Variant::Standard, Variant::Reversed],
             names: 8,
             train_lengths: vec![160],
+            recall: 0,
             curriculum: Curriculum::Cycle,
             test_lengths: vec![160, 320],
             test_rows: 4,
@@ -466,11 +485,22 @@ mod tests {
     }
 
     #[test]
+    fn recall_takes_turns_with_the_variants() {
+        let task = PhonebookTask { recall: 2, ..task() };
+        let books = Books { task: &task, shelf: Shelf::new(task.names) };
+        let labelled = |step: usize| books.batch(0, step, 8, 1).labelled() / ANSWER;
+        assert_eq!([0, 1, 2, 3, 4].map(labelled), [8, 8, 3, 1, 8]);
+    }
+
+    #[test]
     fn impossible_books_are_refused() {
         let said = |task: PhonebookTask| task.check().map_err(|error| error.to_string());
         assert!(said(task()).is_ok());
         assert!(said(PhonebookTask { test_lengths: vec![40], ..task() }).unwrap_err().contains("book of 3 entries"));
         assert!(said(PhonebookTask { test_lengths: vec![4000], ..task() }).unwrap_err().contains("entries"));
+        let variants = vec![Variant::Reversed];
+        let short = PhonebookTask { variants, recall: 1, names: 2, train_lengths: vec![160], test_lengths: vec![160], ..task() };
+        assert!(said(short).unwrap_err().contains("entries twice"));
         assert!(said(PhonebookTask { names: 65, ..task() }).unwrap_err().contains("names"));
     }
 }
