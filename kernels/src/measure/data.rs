@@ -146,15 +146,10 @@ pub struct Deviation {
 impl Deviation {
     /// Relative Frobenius error; infinite where counts differ.
     pub(super) fn new(name: &'static str, got: &[f64], want: &[f64]) -> Self {
-        Self::of_sums(name, got, want, want)
-    }
-
-    /// The same for sums that may cancel: each is as large as its value, or as `expected` of it.
-    pub(super) fn of_sums(name: &'static str, got: &[f64], want: &[f64], expected: &[f64]) -> Self {
         let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
         let difference = norm(&mut got.iter().zip(want).map(|(a, b)| a - b));
-        let size = norm(&mut want.iter().zip(expected).map(|(a, b)| a.abs().max(b.abs())));
-        let error = match got.len() == want.len() && want.len() == expected.len() {
+        let size = norm(&mut want.iter().copied());
+        let error = match got.len() == want.len() {
             true if size > 0.0 => difference / size,
             true => difference,
             false => f64::INFINITY,

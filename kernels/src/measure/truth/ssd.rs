@@ -58,8 +58,6 @@ pub(crate) struct Solution {
     pub dx: Vec<f64>,
     pub ddt: Vec<f64>,
     pub da: Vec<f64>,
-    /// What is expected of `da` if the shares of tokens have random signs: the root of the sum of their squares.
-    pub da_expected: Vec<f64>,
     pub db: Vec<f64>,
     pub dc: Vec<f64>,
     pub dd: Vec<f64>,
@@ -107,8 +105,7 @@ struct Share {
     state: Vec<f64>,
     dx: Vec<f64>,
     ddelta: Vec<f64>,
-    /// Of each token.
-    da: Vec<f64>,
+    da: f64,
     dd: f64,
     dstate: Vec<f64>,
 }
@@ -161,8 +158,7 @@ impl Task<'_> {
                 }
             }
         }
-        let mut share =
-            Share { y, state, dx: vec![0.0; l * self.rows], ddelta: vec![0.0; l], da: vec![0.0; l], dd: 0.0, dstate: Vec::new() };
+        let mut share = Share { y, state, dx: vec![0.0; l * self.rows], ddelta: vec![0.0; l], da: 0.0, dd: 0.0, dstate: Vec::new() };
         if let Some(cotangents) = cotangents {
             self.backward(cotangents, &kept, skip, &mut share, (db, dc));
         }
@@ -212,7 +208,7 @@ impl Task<'_> {
                     fed += x * read;
                 }
                 share.ddelta[t] = fed + self.problem.a[self.head] * decay * decayed;
-                share.da[t] = delta * decay * decayed;
+                share.da += delta * decay * decayed;
             }
             for (all, part) in [(&db[group], &db_part), (&dc[group], &dc_part)] {
                 let mut all = all.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -241,7 +237,6 @@ pub(crate) fn run(problem: &Problem, cotangents: Option<&Cotangents>) -> Solutio
     let zeros = |count: usize| vec![0.0; count];
     let mut out = Solution { y: zeros(l * h * p), dx: zeros(l * h * p), ddt: zeros(l * h), ..Solution::default() };
     (out.da, out.dd, out.ddt_bias) = (zeros(h), zeros(h), zeros(h));
-    let mut da = vec![zeros(l); h];
     for (i, share) in shares.iter().enumerate() {
         let (head, from) = place(i);
         let rows = BLOCK.min(p - from);
@@ -253,13 +248,11 @@ pub(crate) fn run(problem: &Problem, cotangents: Option<&Cotangents>) -> Solutio
             out.ddt[t * h + head] += ddt;
             out.ddt_bias[head] += ddt;
         }
-        add(&mut da[head], &share.da);
         out.state.extend(&share.state);
         out.dstate.extend(&share.dstate);
+        out.da[head] += share.da;
         out.dd[head] += share.dd;
     }
-    out.da = da.iter().map(|shares| shares.iter().sum()).collect();
-    out.da_expected = da.iter().map(|shares| shares.iter().map(|share| share * share).sum::<f64>().sqrt()).collect();
     // [g, l, n] -> [l, g, n]
     let joined = |groups: Vec<Mutex<Vec<f64>>>| {
         let groups: Vec<Vec<f64>> = groups.into_iter().map(|m| m.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner)).collect();
