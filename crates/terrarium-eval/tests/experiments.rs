@@ -1,5 +1,6 @@
 //! Smoke sizes of all experiments: they run, they resume, and the models learn.
 
+use std::fs::File;
 use std::path::Path;
 
 use serde_json::Value;
@@ -218,13 +219,41 @@ fn stopped_and_resumed_gives_the_same_report() {
     other.resume = true;
     let changed = run(&other, &mut ()).unwrap_err().to_string();
     assert!(changed.contains("training.steps (20 then, 21 now)"), "{changed}");
+    finish(&stopped);
+    assert_eq!(timeless(&whole), timeless(&parts));
     let machine = std::fs::read(parts.join("machine.json")).unwrap();
     finish(&stopped);
-    assert_eq!(timeless(&whole), timeless(&parts));
     assert_eq!(machine, std::fs::read(parts.join("machine.json")).unwrap(), "what the device reaches is measured once");
     // All finished: nothing is run, the report is made again.
-    finish(&stopped);
     assert_eq!(timeless(&whole), timeless(&parts));
+}
+
+#[test]
+fn processes_share_a_folder() {
+    let dir = tempfile::tempdir().unwrap();
+    let set = ["training.steps=4", "training.log_every=2", "models.seeds=[0]"];
+    let (whole, shared) = (dir.path().join("whole"), dir.path().join("shared"));
+    finish(&options("mqar", &whole, &set));
+    let cell = std::fs::read_dir(whole.join("cells")).unwrap().next().unwrap().unwrap().file_name().into_string().unwrap();
+
+    // Another process is at that cell.
+    let log = shared.join("logs").join(cell.replace(".json", ".jsonl"));
+    std::fs::create_dir_all(log.parent().unwrap()).unwrap();
+    std::fs::write(&log, "begun\n").unwrap();
+    let other = File::open(&log).unwrap();
+    other.lock().unwrap();
+    let mut options = options("mqar", &shared, &set);
+    let outcome = run(&options, &mut ()).unwrap();
+    assert!(matches!(outcome, Outcome::Shared { finished: 3, cells: 4 }), "{outcome:?}");
+    assert!(!shared.join("report.md").exists() && !shared.join("cells").join(&cell).exists());
+    assert_eq!(std::fs::read_to_string(&log).unwrap(), "begun\n", "the log is the other's");
+
+    // It ended without a result: the cell is taken over.
+    drop(other);
+    options.resume = true;
+    finish(&options);
+    assert_eq!(timeless(&whole), timeless(&shared));
+    assert!(!std::fs::read_to_string(&log).unwrap().contains("begun"));
 }
 
 #[test]

@@ -36,7 +36,7 @@ pub struct Arguments {
     /// Override one key of the recipe, as in training.steps=100 or models.architectures.0.state=32; may be given several times.
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// Go on with the finished part of the folder.
+    /// Go on with the finished part of the folder; several processes may do so at once, each with models that no other is at.
     #[arg(long)]
     resume: bool,
     #[command(flatten)]
@@ -68,6 +68,10 @@ pub fn run(arguments: &Arguments, console: &Console) -> Result<(), Failure> {
                 quoted(&options.out_dir)
             ));
             Err(Failure::Interrupted)
+        }
+        Outcome::Shared { finished, cells } => {
+            console.note(format_args!("{finished} of {cells} are finished, other processes are at the rest; the last of them writes the report"));
+            Ok(())
         }
     }
 }

@@ -9,8 +9,8 @@
 //! report.md, report.json, table.md, table.csv, cells.csv, figure.svg, figure.png
 //! ```
 
-use std::fs::File;
-use std::io::Write;
+use std::fs::{File, TryLockError};
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -43,6 +43,20 @@ pub(crate) struct CellLog {
     file: Option<File>,
 }
 
+/// A cell that this process alone is at, as long as the claim or the log made of it lives.
+pub(crate) struct Claim {
+    path: PathBuf,
+    file: File,
+}
+
+impl Claim {
+    /// The cell begins: its log is empty.
+    pub fn begin(self) -> Result<CellLog, EvalError> {
+        self.file.set_len(0).map_err(EvalError::io("write", &self.path))?;
+        Ok(CellLog { path: self.path, file: Some(self.file) })
+    }
+}
+
 impl CellLog {
     /// Appends a line.
     pub fn line(&mut self, value: &Value) {
@@ -61,7 +75,7 @@ impl Folder {
         let path = dir.join(CONFIG);
         let found = match std::fs::read_to_string(&path) {
             Ok(text) => Some(text),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+            Err(error) if error.kind() == ErrorKind::NotFound => None,
             Err(error) => return Err(EvalError::io("read", path)(error)),
         };
         match found {
@@ -126,11 +140,17 @@ impl Folder {
         keep(&self.step_path(id), step)
     }
 
-    /// An empty log for a cell that begins.
-    pub fn log(&self, id: &str) -> Result<CellLog, EvalError> {
+    /// Takes a cell, unless another process is at it: who is holds a lock on its log, which ends with the process, however that ends.
+    pub fn claim(&self, id: &str) -> Result<Option<Claim>, EvalError> {
         let path = self.log_path(id);
-        let file = File::create(&path).map_err(EvalError::io("write", &path))?;
-        Ok(CellLog { path, file: Some(file) })
+        let file = File::options().append(true).create(true).open(&path).map_err(EvalError::io("write", &path))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(Claim { path, file })),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            // Some network file systems have no locks: then one process works alone.
+            Err(TryLockError::Error(error)) if error.kind() == ErrorKind::Unsupported => Ok(Some(Claim { path, file })),
+            Err(TryLockError::Error(error)) => Err(EvalError::io("lock", path)(error)),
+        }
     }
 
     /// Removes the log of a cell that was not finished.
@@ -162,7 +182,7 @@ impl Folder {
 fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, EvalError> {
     match std::fs::read_to_string(path) {
         Ok(text) => serde_json::from_str(&text).map(Some).map_err(damaged(path)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(EvalError::io("read", path)(error)),
     }
 }

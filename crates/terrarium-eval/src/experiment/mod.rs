@@ -131,6 +131,13 @@ pub enum Outcome {
         /// All cells.
         cells: usize,
     },
+    /// Other processes are at what is left; the last of them writes the report.
+    Shared {
+        /// Finished cells.
+        finished: usize,
+        /// All cells.
+        cells: usize,
+    },
 }
 
 /// What a finished experiment came to.
@@ -281,6 +288,8 @@ impl Guessed {
 
 /// Runs the cells that have no result yet, and writes the report.
 ///
+/// Several processes may go on with one folder at once, on one device or on several: each takes cells that no other is at.
+///
 /// # Errors
 /// [`EvalError`]; finished cells stay.
 pub fn run(options: &Options, watch: &mut dyn Watch) -> Result<Outcome, EvalError> {
@@ -331,30 +340,29 @@ fn run_on<B: TrainBackend, E: Experiment>(
     // Of what was all done on another device this one writes the report, and measures nothing.
     let elsewhere = folder.machine()?.filter(|known| finished == cells.len() && known.device != name);
     let name = elsewhere.as_ref().map_or(name, |known| known.device.clone());
-    let here = elsewhere.is_none();
-    let machine = match (elsewhere, dtype) {
-        (Some(known), _) => Some(known),
-        (None, Some(dtype)) => Some(machine::<B>(&folder, dtype, device)?),
-        (None, None) => None,
-    };
-    let ceiling = machine.as_ref().and_then(|machine| machine.matmul_tflops).map(|tflops| 1e12 * tflops);
     let (mut guessed, mut real) = (0.0, 0.0);
     for (number, (cell, slot)) in cells.iter().zip(&mut found).enumerate() {
         if slot.is_some() {
             continue;
         }
         let CellName { id, label } = cell.name();
-        watch.event(Event::Begin { number: number + 1, label: label.clone() });
         later -= guess(cell);
+        let Some(claim) = folder.claim(&id)? else { continue };
+        // Another process may have been quicker.
+        *slot = folder.finished(&id)?;
+        if slot.is_some() {
+            continue;
+        }
+        watch.event(Event::Begin { number: number + 1, label: label.clone() });
         let guesses = Guessed { later, guessed, real };
         let begun = Instant::now();
-        let mut running = Running { log: folder.log(&id)?, stop: &options.stop, watch, guessed: &guesses, guess: guess(cell), begun };
+        let mut running = Running { log: claim.begin()?, stop: &options.stop, watch, guessed: &guesses, guess: guess(cell), begun };
         let result = if options.stop.requested() { None } else { experiment.run::<B>(cell, &mut running, device)? };
         guessed += guess(cell);
         real += begun.elapsed().as_secs_f64();
         let Some(result) = result else {
             folder.forget(&id)?;
-            let finished = number.max(found.iter().flatten().count());
+            let finished = found.iter().flatten().count();
             return Ok(Outcome::Interrupted { finished, cells: cells.len() });
         };
         folder.finish(&id, &result)?;
@@ -363,6 +371,21 @@ fn run_on<B: TrainBackend, E: Experiment>(
         // What one model leaves in the memory pools is of no use to the next.
         <B::InnerBackend as Backend>::memory_cleanup(device);
     }
+    for (cell, slot) in cells.iter().zip(&mut found).filter(|(_, slot)| slot.is_none()) {
+        *slot = folder.finished(&cell.name().id)?;
+    }
+    let finished = found.iter().flatten().count();
+    if finished < cells.len() {
+        return Ok(Outcome::Shared { finished, cells: cells.len() });
+    }
+    let here = elsewhere.is_none();
+    // Measured last, when no other process is at work on the device for this folder.
+    let machine = match (elsewhere, dtype) {
+        (Some(known), _) => Some(known),
+        (None, Some(dtype)) => Some(machine::<B>(&folder, dtype, device)?),
+        (None, None) => None,
+    };
+    let ceiling = machine.as_ref().and_then(|machine| machine.matmul_tflops).map(|tflops| 1e12 * tflops);
     let mut surroundings = Surroundings { device: name, machine, steps: Vec::new() };
     let subjects = experiment.subjects(&cells);
     if here && !subjects.is_empty() {
