@@ -1,7 +1,7 @@
 //! Decoding that is recorded, or chooses on the device, is decoding step by step.
 
 use terrarium::burn::tensor::{Int, Tensor};
-use terrarium::models::{Decoder, DecoderConfig, Layout};
+use terrarium::models::{Decoder, DecoderConfig, Layout, StepPlace};
 use terrarium::runtime::generate::Decoding;
 
 use crate::common::*;
@@ -28,10 +28,10 @@ fn plainly(model: &Decoder<B>, prompt: Tensor<B, 2, Int>, rows: &[usize]) -> (Ve
     (first, steps)
 }
 
-fn decoding(model: &Decoder<B>, prompt: Tensor<B, 2, Int>) -> Decoding<B> {
+fn decoding(model: &Decoder<B>, prompt: Tensor<B, 2, Int>, ahead: usize) -> Decoding<B> {
     let [b, l] = prompt.dims();
     let (_, cache) = model.hidden(prompt, None, &Layout::full(b, l));
-    Decoding::new(model, cache, KNOWN, &device()).choosing()
+    Decoding::new(model, cache, KNOWN, ahead, &device()).choosing()
 }
 
 /// Sizes whose parts of projections are read where they lie; a copy of an odd one has its sizes uploaded, and is not recorded.
@@ -40,6 +40,8 @@ fn even() -> Vec<DecoderConfig> {
         r#"{"model_type":"mamba2","vocab_size":61,"hidden_size":32,"num_hidden_layers":2,"head_dim":8,"num_heads":8,"expand":2,
             "n_groups":2,"state_size":16,"chunk_size":8,"tie_word_embeddings":true}"#,
         r#"{"model_type":"mamba","vocab_size":61,"hidden_size":32,"num_hidden_layers":2,"state_size":8,"time_step_rank":4}"#,
+        r#"{"model_type":"llama","vocab_size":61,"hidden_size":32,"num_hidden_layers":2,"num_attention_heads":4,"num_key_value_heads":2,
+            "intermediate_size":64,"max_position_embeddings":64}"#,
     ];
     texts.into_iter().map(|text| DecoderConfig::from_json(text).unwrap()).collect()
 }
@@ -58,7 +60,7 @@ fn steps_on_the_device_are_those_of_the_host() {
         let name = config.family.name();
         // Chosen on the device, or given by the host.
         for host in [false, true] {
-            let mut decoding = decoding(&model, prompt.clone());
+            let mut decoding = decoding(&model, prompt.clone(), STEPS);
             let mut next = first.clone();
             for (step, expected) in expected.iter().enumerate() {
                 if host || step == 0 {
@@ -71,7 +73,7 @@ fn steps_on_the_device_are_those_of_the_host() {
             }
             // A recording of what cannot be recorded would repeat its first step.
             let recorded = decoding.recorded().is_some();
-            assert!(!recorded || model.has_constant_state() && cfg!(feature = "cuda"), "{name}");
+            assert!(!recorded || cfg!(feature = "cuda"), "{name}");
             assert!(recorded || !even().contains(&config) || !cfg!(feature = "cuda"), "{name}: {:?}", decoding.note());
         }
     }
@@ -82,7 +84,8 @@ fn rows_leave_without_a_trace_on_others() {
     for config in wanted() {
         let model = model::<B>(&config, 22, &device());
         let prompt: Tensor<B, 2, Int> = tensor(&ids(5, 5 * 6, 61), [5, 6], &device());
-        let mut decoding = decoding(&model, prompt.clone());
+        // Keys and values move once on the way.
+        let mut decoding = decoding(&model, prompt.clone(), 4);
         let (mut next, _) = plainly(&model, prompt.clone(), &[0, 1, 2, 3, 4]);
         let mut rows = vec![0, 1, 2, 3, 4];
         // Some leave while the batch stays as it is, then it shrinks.
@@ -107,6 +110,34 @@ fn rows_leave_without_a_trace_on_others() {
             assert_close(&format!("{}, step {step}", config.family.name()), &decoding.logits().unwrap(), &expected[step], 2e-5);
             next = decoding.likeliest().unwrap().expect("finite");
             assert_eq!((next.len(), decoding.rows()), (rows.len(), rows.len()));
+        }
+    }
+}
+
+/// Rows of different lengths, several documents, full buffers: a step at a place is one behind its context.
+#[test]
+fn steps_at_a_place_are_steps() {
+    for config in wanted() {
+        let model = model::<B>(&config, 23, &device());
+        let name = config.family.name();
+        let documents = [vec![-1, -1, 0, 0, 0, 0], vec![0, 0, 0, 1, 1, 1], vec![0; 6]].concat();
+        let layouts = [Layout::full(3, 6), Layout::left_padded(&[2, 6, 5], 6), Layout::documents(3, 6, documents).unwrap()];
+        for layout in layouts {
+            let prompt: Tensor<B, 2, Int> = tensor(&ids(6, 3 * 6, 61), [3, 6], &device());
+            let (_, mut cache) = model.hidden(prompt, None, &layout);
+            let mut own = cache.clone().with_capacity(10);
+            let mut place = StepPlace::new(&own.context, 10, &device());
+            for step in 0..4 {
+                let next: Tensor<B, 2, Int> = tensor(&ids(30 + step, 3, 61), [3, 1], &device());
+                let (expected, after) = model.hidden(next.clone(), Some(cache), &Layout::full(3, 1));
+                let (found, later) = model.step(next, own, &place);
+                assert_close(&format!("{name}, {layout:?}, step {step}"), &floats(found), &floats(expected), 2e-5);
+                (cache, own, place) = (after, later, place.advance());
+                assert_eq!(own.context, cache.context);
+            }
+            for ((path, found), (_, expected)) in own.tensors().into_iter().zip(cache.tensors()) {
+                assert_close(&format!("{name}, {layout:?}, {path}"), &floats(found), &floats(expected), 2e-5);
+            }
         }
     }
 }

@@ -65,6 +65,55 @@ impl<B: Backend> Cache<B> {
     /// being told.
     pub fn advance(&mut self, tokens: usize) {
         self.context.skip(tokens);
+        self.settle();
+    }
+
+    /// Takes note that rows stand where `context` says, although steps were told otherwise: they were recorded, not taken.
+    pub fn rewind(&mut self, context: Context) {
+        self.context = context;
+        self.settle();
+    }
+
+    /// Slots in use are those that rows have seen.
+    fn settle(&mut self) {
+        let used = self.context.slots();
+        for layer in &mut self.layers {
+            if let LayerCache::Attention(cache) = layer {
+                cache.set_used(used);
+            }
+        }
+    }
+
+    /// Tokens for whose keys and values there is room without moving them; `None` where none are kept.
+    pub fn capacity(&self) -> Option<usize> {
+        let capacity = |layer: &LayerCache<B>| match layer {
+            LayerCache::Attention(cache) => Some(cache.capacity()),
+            _ => None,
+        };
+        self.layers.iter().filter_map(capacity).min()
+    }
+
+    /// Makes room for the keys and values of exactly `capacity` tokens.
+    ///
+    /// # Panics
+    /// When these are fewer than there are.
+    pub fn with_capacity(self, capacity: usize) -> Self {
+        assert!(capacity >= self.len(), "room for {capacity} tokens is less than the {} there are", self.len());
+        let sized = |layer| match layer {
+            LayerCache::Attention(cache) => LayerCache::Attention(cache.with_capacity(capacity)),
+            other => other,
+        };
+        Self { context: self.context, layers: self.layers.into_iter().map(sized).collect() }
+    }
+
+    /// Every tensor as it lies, room for more included.
+    pub fn buffers(&self) -> Vec<Tensor<B, 4>> {
+        let mut all = Vec::new();
+        let _ = self.clone().map(|tensor| {
+            all.push(tensor.clone());
+            tensor
+        });
+        all
     }
 
     fn map(self, mut f: impl FnMut(Tensor<B, 4>) -> Tensor<B, 4>) -> Self {

@@ -12,7 +12,7 @@ use crate::layers::linear::{in_dtype, project};
 use crate::layers::{Embedding, Linear, Norm};
 use crate::mixers::{Attention, Mamba, Mamba2, Mlp};
 use crate::params::{Bag, ParamSource, PathTracker};
-use crate::sequence::{Context, Layout, Sequence};
+use crate::sequence::{Context, Layout, Sequence, StepPlace};
 
 /// A decoder language model.
 #[derive(Module, Debug)]
@@ -200,7 +200,29 @@ impl<B: KernelBackend> Decoder<B> {
         };
         assert_eq!(caches.len(), self.layers.len(), "the cache was made by another model");
         let (sequence, context) = context.advance(layout, &device);
+        self.through(ids, caches, &sequence, context)
+    }
 
+    /// One token of each row, ids `[b, 1]` -> hidden states `[b, 1, d]`, for rows that stand at `place`: as [`Decoder::hidden`] behind
+    /// `cache`, which has the place's room, but the same call for every token. The caller advances the place.
+    ///
+    /// # Panics
+    /// When the cache is of another model or batch size, has other room, or none left.
+    pub fn step(&self, ids: Tensor<B, 2, Int>, cache: Cache<B>, place: &StepPlace<B>) -> (Tensor<B, 3>, Cache<B>) {
+        assert_eq!(cache.layers.len(), self.layers.len(), "the cache was made by another model");
+        assert!(cache.len() < place.capacity(), "no room for another token");
+        let mut context = cache.context;
+        context.skip(1);
+        self.through(ids, cache.layers.into_iter().map(Some).collect(), &Sequence::step(place), context)
+    }
+
+    fn through(
+        &self,
+        ids: Tensor<B, 2, Int>,
+        caches: Vec<Option<LayerCache<B>>>,
+        sequence: &Sequence<B>,
+        context: Context,
+    ) -> (Tensor<B, 3>, Cache<B>) {
         let ids = sequence.order().map_or(ids.clone(), |order| order.ids(ids));
         let mut x = scaled(self.embeddings.forward(ids), self.scaling.embeddings);
         let mut layers = Vec::with_capacity(self.layers.len());
@@ -227,7 +249,7 @@ impl<B: KernelBackend> Decoder<B> {
             if self.layers.get(i + 1).is_some_and(|next| next.parallel) {
                 before = Some(input);
             }
-            let (y, cache) = layer.mix(self.entering(normed), cache, &sequence);
+            let (y, cache) = layer.mix(self.entering(normed), cache, sequence);
             branch = Some(scaled(y, self.scaling.residual));
             layers.push(cache);
         }

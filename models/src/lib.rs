@@ -32,5 +32,5 @@ pub use init::Init;
 pub use lora::{LoraConfig, LoraError, LoraReport, LoraTargets};
 pub use params::{ParamInit, ParamSource, ParamSpec};
 pub use presets::Preset;
-pub use sequence::{Context, Layout, LayoutError, Sequence};
+pub use sequence::{Context, Layout, LayoutError, Sequence, StepPlace};
 pub use weights::{Rows, WeightEntry, WeightTable};

@@ -4,8 +4,9 @@ use std::sync::{Arc, Mutex};
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor, TensorData};
-use terrarium_kernels::Segments;
+use terrarium_kernels::attention::step::{Angles, Standing};
 use terrarium_kernels::attention::{AttentionMask, SlotIds};
+use terrarium_kernels::{KernelBackend, Segments};
 
 use crate::layers::{RopeConfig, RopeTables};
 
@@ -186,7 +187,65 @@ impl Context {
         };
         let sorted = order.chunks(l.max(1)).all(|row| row.iter().enumerate().all(|(t, &from)| t as i32 == from));
         let order = (!sorted).then(|| Order::new(&order, [b, l], device));
-        (Sequence { dims: [b, l], segments, positions: positions.into(), mask, order, rope: Arc::default() }, self)
+        (Sequence { dims: [b, l], segments, positions: positions.into(), mask, order, rope: Arc::default(), place: None }, self)
+    }
+}
+
+/// Where the rows of a batch stand, on the device: for steps of one token each that go on with every row's document and are the same
+/// call every time, so that they can be recorded (see [`crate::Decoder::step`]).
+#[derive(Debug, Clone)]
+pub struct StepPlace<B: Backend> {
+    standing: Standing<B>,
+    /// By configuration, for all layers and all steps.
+    angles: Arc<Mutex<Vec<(RopeConfig, Angles<B>)>>>,
+}
+
+impl<B: KernelBackend> StepPlace<B> {
+    /// Behind `context`, for keys and values of up to `capacity` tokens.
+    ///
+    /// # Panics
+    /// When the context holds more tokens than that.
+    pub fn new(context: &Context, capacity: usize, device: &B::Device) -> Self {
+        let positions: Vec<i32> = context.rows.iter().map(|row| row.position).collect();
+        let documents = context.mixed.then(|| SlotIds {
+            batch: context.batch(),
+            queries: context.rows.iter().map(|row| row.run).collect(),
+            slots: context.rows.iter().flat_map(|row| row.slots.iter().copied()).collect(),
+        });
+        let standing = Standing::new(context.slots(), &positions, documents.as_ref(), capacity, device);
+        Self { standing: standing.unwrap_or_else(|error| panic!("{error}")), angles: Arc::default() }
+    }
+
+    /// Every row has read a token. Asks the host nothing.
+    pub fn advance(self) -> Self {
+        Self { standing: self.standing.advance(), ..self }
+    }
+}
+
+impl<B: Backend> StepPlace<B> {
+    /// Tokens for whose keys and values there is room.
+    pub fn capacity(&self) -> usize {
+        self.standing.capacity()
+    }
+
+    /// Numbers that change with every step, as they lie on the device.
+    pub fn places(&self) -> &Tensor<B, 1, Int> {
+        self.standing.places()
+    }
+
+    pub(crate) fn standing(&self) -> &Standing<B> {
+        &self.standing
+    }
+
+    /// Rotary angles up to the capacity, computed once per configuration.
+    pub(crate) fn angles(&self, config: &RopeConfig, device: &B::Device) -> Angles<B> {
+        let mut known = self.angles.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if let Some((_, angles)) = known.iter().find(|(of, _)| of == config) {
+            return angles.clone();
+        }
+        let made = Angles::new(&config.frequencies(), self.capacity(), device);
+        known.push((config.clone(), made.clone()));
+        made
     }
 }
 
@@ -244,12 +303,32 @@ pub struct Sequence<B: Backend> {
     mask: AttentionMask<B>,
     order: Option<Order<B>>,
     rope: RopeMemo<B>,
+    place: Option<StepPlace<B>>,
 }
 
 impl<B: Backend> Sequence<B> {
     /// A batch without padding or document boundaries, at the start of its rows.
     pub fn start(batch: usize, len: usize, device: &B::Device) -> Self {
         Context::start(batch).advance(&Layout::full(batch, len), device).0
+    }
+
+    /// One token for each row, which stand at `place`.
+    pub(crate) fn step(place: &StepPlace<B>) -> Self {
+        let rows = place.standing.rows();
+        Self {
+            dims: [rows, 1],
+            segments: None,
+            positions: Arc::new([]),
+            mask: AttentionMask::causal(1, 1),
+            order: None,
+            rope: Arc::default(),
+            place: Some(place.clone()),
+        }
+    }
+
+    /// Where the rows stand, if that is known on the device alone: positions and mask say nothing then.
+    pub(crate) fn place(&self) -> Option<&StepPlace<B>> {
+        self.place.as_ref()
     }
 
     /// `[b, l]`.

@@ -415,7 +415,7 @@ fn newest<B: KernelBackend>(model: &Decoder<B>, hidden: Tensor<B, 3>) -> Tensor<
 fn warm<B: KernelBackend>(model: &Decoder<B>, ids: &[i32], [b, l]: [usize; 2], vocab: usize, device: &B::Device) -> Result<Decoding<B>> {
     let tensor = Tensor::from_data(TensorData::new(ids.to_vec(), [b, l]), device);
     let (_, cache) = model.hidden(tensor, None, &Layout::full(b, l));
-    let mut decoding = Decoding::new(model, cache, vocab, device).choosing();
+    let mut decoding = Decoding::new(model, cache, vocab, 1024, device).choosing();
     decoding.read(&ids[..b].iter().map(|&id| id as u32).collect::<Vec<_>>())?;
     for _ in 0..3 {
         decoding.advance()?;

@@ -7,6 +7,7 @@ pub(crate) mod cpu;
 #[cfg(feature = "_cube")]
 pub(crate) mod cube;
 pub mod reference;
+pub mod step;
 
 use std::sync::{Arc, OnceLock};
 
@@ -41,7 +42,7 @@ pub struct SlotIds {
 }
 
 impl<B: Backend> AttentionMask<B> {
-    fn new(l: usize, s: usize, ids: Option<Arc<SlotIds>>) -> Self {
+    pub(crate) fn new(l: usize, s: usize, ids: Option<Arc<SlotIds>>) -> Self {
         Self {
             l,
             s,

@@ -11,6 +11,7 @@ use burn::tensor::{DType, Int, Tensor};
 
 use crate::Op;
 use crate::adamw::{self, AdamWArgs, AdamWOut};
+use crate::attention::step::{StepArgs, StepOut};
 use crate::attention::{self, AttentionArgs, AttentionGrads};
 use crate::causal_conv1d::{self, ConvArgs, ConvGrads, ConvOut};
 use crate::cross_entropy::{self, CrossEntropyArgs, CrossEntropyOut};
@@ -128,6 +129,21 @@ pub trait KernelBackend: Backend {
     /// Whether [`KernelBackend::attention_backward`] gives gradients for tensors of `dtype`.
     fn attention_trains(_dtype: DType) -> bool {
         false
+    }
+
+    /// Whether [`KernelBackend::attention_step`] writes into buffers that stay where they are, and asks the host nothing.
+    fn steps_in_place(_device: &Self::Device) -> bool {
+        false
+    }
+
+    /// See [`crate::attention::step::attention_step`].
+    fn attention_step(args: StepArgs<Self>) -> StepOut<Self> {
+        attention::step::reference::attention_step(args)
+    }
+
+    /// One more for every place, see [`attention::step::Standing`].
+    fn next_places(places: Tensor<Self, 1, Int>) -> Tensor<Self, 1, Int> {
+        places + 1
     }
 
     /// See [`crate::cross_entropy::cross_entropy`].

@@ -7,6 +7,7 @@ use burn_cubecl::{CubeBackend, CubeRuntime, FloatElement, IntElement};
 
 use super::{Device, NAME, down, down_int, record, up};
 use crate::adamw::{self, AdamWArgs, AdamWOut};
+use crate::attention::step::{StepArgs, StepOut};
 use crate::attention::{self, AttentionArgs, AttentionGrads};
 use crate::backend::Memory;
 use crate::causal_conv1d::{self, ConvArgs, ConvGrads, ConvOut};
@@ -218,6 +219,25 @@ where
             return Tensor::from_primitive(ids);
         }
         argmax::reference::argmax(logits, known)
+    }
+
+    fn steps_in_place(_device: &Self::Device) -> bool {
+        choice() != KernelChoice::Reference
+    }
+
+    fn attention_step(args: StepArgs<Self>) -> StepOut<Self> {
+        match fused::<Self>(Op::Attention, args.q.dtype()) {
+            Some(_) if attention::cube::step::takes(&args) => attention::cube::step::step(args),
+            _ => attention::step::reference::attention_step(args),
+        }
+    }
+
+    fn next_places(places: Tensor<Self, 1, Int>) -> Tensor<Self, 1, Int> {
+        let places = down_int(places);
+        match attention::cube::step::readable(&places) {
+            true => Tensor::from_primitive(attention::cube::step::next_places(places)),
+            false => Tensor::from_primitive(places) + 1,
+        }
     }
 
     fn recorder(device: &Self::Device) -> Option<Box<dyn Recorder<Self>>> {

@@ -6,6 +6,7 @@
 mod adamw;
 mod argmax;
 mod attention;
+mod attention_step;
 mod causal_conv1d;
 mod common;
 mod cross_entropy;

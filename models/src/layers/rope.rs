@@ -39,7 +39,7 @@ pub enum RopeScaling {
 
 impl RopeConfig {
     /// Angle per position for each rotated pair, `dim / 2` values.
-    fn frequencies(&self) -> Vec<f64> {
+    pub(crate) fn frequencies(&self) -> Vec<f64> {
         (0..self.dim / 2).map(|i| self.scaling.apply(self.theta.powf(-2.0 * i as f64 / self.dim as f64))).collect()
     }
 }

@@ -13,6 +13,7 @@ use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use terrarium_kernels::KernelBackend;
+use terrarium_kernels::attention::step::{StepArgs, attention_step};
 use terrarium_kernels::attention::{AttentionArgs, attention};
 use terrarium_kernels::causal_conv1d::{ConvArgs, causal_conv1d};
 
@@ -21,7 +22,7 @@ use crate::cache::Carried;
 use crate::init::{InitScale, kaiming};
 use crate::layers::{Linear, RopeConfig, rotate};
 use crate::params::{Bag, ParamSpec};
-use crate::sequence::Sequence;
+use crate::sequence::{Sequence, StepPlace};
 
 /// Sizes of an attention mixer.
 #[derive(Debug, Clone, PartialEq)]
@@ -112,6 +113,30 @@ impl<B: Backend> KvCache<B> {
         (self.k.clone().narrow(2, 0, self.used), self.v.clone().narrow(2, 0, self.used))
     }
 
+    /// Slots of the buffers.
+    pub(crate) fn capacity(&self) -> usize {
+        self.k.dims()[2]
+    }
+
+    /// Takes note of how many slots are in use.
+    pub(crate) fn set_used(&mut self, used: usize) {
+        self.used = used;
+    }
+
+    /// Buffers of exactly `capacity` slots, which are at least those in use.
+    pub(crate) fn with_capacity(self, capacity: usize) -> Self {
+        let Self { k, v, used, conv } = self;
+        let sized = |buffer: Tensor<B, 4>| {
+            let [b, g, had, p] = buffer.dims();
+            if had == capacity {
+                return buffer;
+            }
+            let zeros = Tensor::zeros([b, g, capacity, p], (&buffer.device(), buffer.dtype()));
+            zeros.slice_assign([0..b, 0..g, 0..used, 0..p], buffer.narrow(2, 0, used))
+        };
+        Self { k: sized(k), v: sized(v), used, conv }
+    }
+
     /// Adds `[b, g, l, p]` keys and values behind those in use.
     fn append(past: Option<Self>, k: Tensor<B, 4>, v: Tensor<B, 4>, conv: Option<Tensor<B, 3>>) -> Self {
         let Some(Self { k: old_k, v: old_v, used, .. }) = past else {
@@ -157,6 +182,9 @@ impl<B: KernelBackend> Attention<B> {
 
     /// `[b, l, d]` -> `[b, l, d]`, for any length and any cache.
     pub fn forward(&self, x: Tensor<B, 3>, cache: Option<KvCache<B>>, sequence: &Sequence<B>) -> (Tensor<B, 3>, KvCache<B>) {
+        if let Some(place) = sequence.place() {
+            return self.step(x, cache.expect("who stands somewhere has a cache"), place, sequence);
+        }
         let config = &self.config;
         let [b, l, _] = x.dims();
         let heads = |y: Tensor<B, 3>, count: usize| y.reshape([b, l, count, config.head_dim]).swap_dims(1, 2); // [b, count, l, p]
@@ -175,6 +203,28 @@ impl<B: KernelBackend> Attention<B> {
         let y = attention(AttentionArgs { q, k, v, scale, mask: sequence.mask().clone() });
         let y = y.swap_dims(1, 2).reshape([b, l, config.heads * config.head_dim]);
         (self.o_proj.forward(y), cache)
+    }
+
+    /// One token of every row, `[b, 1, d]` -> `[b, 1, d]`.
+    fn step(&self, x: Tensor<B, 3>, cache: KvCache<B>, place: &StepPlace<B>, sequence: &Sequence<B>) -> (Tensor<B, 3>, KvCache<B>) {
+        let config = &self.config;
+        let [b, _, _] = x.dims();
+        let heads = |y: Tensor<B, 3>, count: usize| y.reshape([b, count, config.head_dim]);
+        let projected = [self.q_proj.forward(x.clone()), self.k_proj.forward(x.clone()), self.v_proj.forward(x)];
+        let KvCache { k: keys, v: values, used, conv } = cache;
+        let ([q, k, v], conv) = self.convolve(projected, conv, sequence);
+        let out = attention_step(StepArgs {
+            q: heads(q, config.heads),
+            k: heads(k, config.kv_heads),
+            v: heads(v, config.kv_heads),
+            angles: config.rope.as_ref().map(|rope| place.angles(rope, &keys.device())),
+            keys,
+            values,
+            scale: config.scale.unwrap_or(1.0 / (config.head_dim as f32).sqrt()),
+            standing: place.standing().clone(),
+        });
+        let y = self.o_proj.forward(out.y.reshape([b, 1, config.heads * config.head_dim]));
+        (y, KvCache { k: out.keys, v: out.values, used: used + 1, conv })
     }
 
     /// The convolution of queries, keys and values, and its inputs to carry on.

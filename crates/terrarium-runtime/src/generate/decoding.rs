@@ -5,13 +5,16 @@ use burn::tensor::{Int, Tensor, TensorData, TensorPrimitive};
 use terrarium_kernels::KernelBackend;
 use terrarium_kernels::argmax::argmax;
 use terrarium_kernels::record::{RecordError, Recorder, Recording};
-use terrarium_models::{Cache, Decoder, Layout};
+use terrarium_models::{Cache, Decoder, Layout, StepPlace};
 
 use crate::forward::host_values;
 use crate::{Error, Result};
 
 /// Steps that are taken one kernel at a time before one is recorded: they compile kernels and find memory.
 const WARM: usize = 2;
+
+/// Most tokens for which room is made at once.
+const MOST_AHEAD: usize = 4096;
 
 /// What is known of the rows after their newest token.
 pub struct Decoding<B: KernelBackend> {
@@ -28,6 +31,10 @@ pub struct Decoding<B: KernelBackend> {
     logits: Option<Tensor<B, 2>>,
     /// Taken only while a step runs.
     cache: Option<Cache<B>>,
+    /// Where the rows stand, for models that keep keys and values, where the device writes these in place.
+    place: Option<StepPlace<B>>,
+    /// Tokens for which room is made at once.
+    ahead: usize,
     /// The batch's rows still asked for, in order.
     active: Vec<usize>,
     /// Steps taken with these tensors.
@@ -38,9 +45,17 @@ pub struct Decoding<B: KernelBackend> {
 }
 
 /// Where the tensors lie that a recorded step goes on from.
-fn places<B: KernelBackend>(recorder: &dyn Recorder<B>, ids: &Tensor<B, 2, Int>, cache: &Cache<B>) -> Result<Vec<u64>, RecordError> {
+fn places<B: KernelBackend>(
+    recorder: &dyn Recorder<B>,
+    ids: &Tensor<B, 2, Int>,
+    place: Option<&StepPlace<B>>,
+    cache: &Cache<B>,
+) -> Result<Vec<u64>, RecordError> {
     let mut places = vec![recorder.int_address(&ids.clone().into_primitive())?];
-    for (_, tensor) in cache.tensors() {
+    if let Some(place) = place {
+        places.push(recorder.int_address(&place.places().clone().into_primitive())?);
+    }
+    for tensor in cache.buffers() {
         let TensorPrimitive::Float(tensor) = tensor.into_primitive() else { return Err(RecordError("the cache is quantised".into())) };
         places.push(recorder.address(&tensor)?);
     }
@@ -55,6 +70,29 @@ fn within<B: KernelBackend, T>(recorder: &Option<Box<dyn Recorder<B>>>, work: im
     done.unwrap_or_else(|| unreachable!("a recorder does what it is given"))
 }
 
+/// A copy of `cache` in memory of the recorder's own, with room for more keys and values where there are any. Memory is taken for a layer
+/// at a time.
+fn taken_over<B: KernelBackend>(recorder: &Option<Box<dyn Recorder<B>>>, cache: Cache<B>, room: usize) -> (Cache<B>, Option<RecordError>) {
+    let Cache { context, layers } = cache;
+    let rows: Vec<usize> = (0..context.batch()).collect();
+    let (mut error, mut own) = (None, Vec::with_capacity(layers.len()));
+    for layer in layers {
+        let one = Cache { context: context.clone(), layers: vec![layer] };
+        let copy = within(recorder, || {
+            match one.capacity() {
+                Some(capacity) if capacity != room => one.clone().with_capacity(room),
+                _ => one.clone().select_rows(&rows),
+            }
+        });
+        // The caller's memory is read until here.
+        if let Some(Err(failed)) = recorder.as_ref().map(|recorder| recorder.wait()) {
+            error = Some(failed);
+        }
+        own.extend(copy.layers);
+    }
+    (Cache { context, layers: own }, error)
+}
+
 impl<B: KernelBackend> Drop for Decoding<B> {
     fn drop(&mut self) {
         // The weights may go with it, to a stream that does not know who reads them.
@@ -67,27 +105,31 @@ impl<B: KernelBackend> Drop for Decoding<B> {
 }
 
 impl<B: KernelBackend> Decoding<B> {
-    /// Goes on from `cache`. Of the logits the first `known` columns are tokens.
-    pub fn new(model: &Decoder<B>, cache: Cache<B>, known: usize, device: &B::Device) -> Self {
+    /// Goes on from `cache`. Of the logits the first `known` columns are tokens. Where keys and values are kept in place, there is room for
+    /// `ahead` more tokens (not above 4096), and for as many again whenever these are used up.
+    pub fn new(model: &Decoder<B>, cache: Cache<B>, known: usize, ahead: usize, device: &B::Device) -> Self {
         let rows = cache.batch();
-        let recorder = if model.has_constant_state() { B::recorder(device) } else { None };
+        let ahead = ahead.clamp(1, MOST_AHEAD);
+        let room = cache.len() + ahead;
+        let constant = model.has_constant_state();
+        let in_place = !constant && B::steps_in_place(device);
+        let recorder = if constant || in_place { B::recorder(device) } else { None };
         let ids = Tensor::<B, 2, Int>::zeros([rows, 1], device);
         let (cache, ids, note) = match &recorder {
+            None if in_place => (cache.with_capacity(room), ids, None),
             None => (cache, ids, None),
             Some(stream) => {
-                let taken = within(&recorder, || {
-                    // Streams wait for one another where new memory is met, not where old memory was changed in place, as weights are
-                    // in training. The sum reads what is newest on the caller's stream, so all before it is done when the copies begin.
-                    let own = Tensor::zeros([rows, 1], device) + ids.clone();
-                    // On a recorder's stream memory must be its own.
-                    (cache.clone().select_rows(&(0..rows).collect::<Vec<_>>()), own)
-                });
-                // The caller's memory is read until here.
+                // Streams wait for one another where new memory is met, not where old memory was changed in place, as weights are
+                // in training. The sum reads what is newest on the caller's stream, so all before it is done when the copies begin.
+                // On a recorder's stream memory must be its own.
+                let own = within(&recorder, || Tensor::zeros([rows, 1], device) + ids.clone());
                 let waited = stream.wait();
-                drop((cache, ids));
-                (taken.0, taken.1, waited.err().map(|error| error.to_string()))
+                drop(ids);
+                let (cache, failed) = taken_over(&recorder, cache, room);
+                (cache, own, waited.err().or(failed).map(|error| error.to_string()))
             }
         };
+        let place = in_place.then(|| within(&recorder, || StepPlace::new(&cache.context, room, device)));
         Self {
             recording: None,
             model: model.clone().frozen(),
@@ -97,6 +139,8 @@ impl<B: KernelBackend> Decoding<B> {
             ids,
             logits: None,
             cache: Some(cache),
+            place,
+            ahead,
             active: (0..rows).collect(),
             steps: 0,
             note,
@@ -165,6 +209,7 @@ impl<B: KernelBackend> Decoding<B> {
     }
 
     fn forward(&mut self) -> Result<()> {
+        self.make_room();
         let due = self.recording.is_none() && self.recorder.is_some() && self.note.is_none() && self.steps >= WARM;
         if due && let Err(error) = self.record() {
             log::warn!("{error}");
@@ -182,6 +227,21 @@ impl<B: KernelBackend> Decoding<B> {
         }
         self.steps += 1;
         Ok(())
+    }
+
+    /// Where all slots for keys and values are in use, moves to larger buffers.
+    fn make_room(&mut self) {
+        let full = |place: &StepPlace<B>| self.cache.as_ref().is_some_and(|cache| cache.len() == place.capacity());
+        if !self.place.as_ref().is_some_and(full) {
+            return;
+        }
+        (self.recording, self.steps) = (None, 0);
+        let Some(cache) = self.cache.take() else { return };
+        let room = cache.len() + self.ahead;
+        within(&self.recorder, || {
+            self.place = Some(StepPlace::new(&cache.context, room, &self.device));
+            self.cache = Some(cache.with_capacity(room));
+        });
     }
 
     /// Takes a step, and finds out whether such steps can be recorded.
@@ -212,19 +272,23 @@ impl<B: KernelBackend> Decoding<B> {
 
     fn places(&self, recorder: &dyn Recorder<B>) -> Result<Vec<u64>, RecordError> {
         match &self.cache {
-            Some(cache) => places(recorder, &self.ids, cache),
+            Some(cache) => places(recorder, &self.ids, self.place.as_ref(), cache),
             None => Err(RecordError("a step broke off".into())),
         }
     }
 
     /// Enqueues a step.
     fn step(&mut self) {
-        let Self { model, recorder, ids, cache, logits, known, choose, .. } = self;
+        let Self { model, recorder, ids, cache, place, logits, known, choose, .. } = self;
         let Some(taken) = cache.take() else { return };
         within(recorder, || {
             let rows = ids.dims()[0];
             drop(logits.take());
-            let (hidden, next) = model.hidden(ids.clone(), Some(taken), &Layout::full(rows, 1));
+            let (hidden, next) = match place {
+                Some(place) => model.step(ids.clone(), taken, place),
+                None => model.hidden(ids.clone(), Some(taken), &Layout::full(rows, 1)),
+            };
+            *place = place.take().map(StepPlace::advance);
             let all = model.logits(hidden.squeeze_dim::<2>(1));
             if *choose {
                 let old = std::mem::replace(ids, Tensor::empty([1, 1], &all.device()));
@@ -241,7 +305,7 @@ impl<B: KernelBackend> Decoding<B> {
         let context = self.cache.as_ref().map(|cache| cache.context.clone());
         let made = recorder.record(&mut || self.step());
         if let (Some(cache), Some(context)) = (&mut self.cache, context) {
-            cache.context = context;
+            cache.rewind(context);
         }
         let after = self.places(recorder.as_ref());
         self.recorder = Some(recorder);
@@ -302,7 +366,11 @@ impl<B: KernelBackend> Decoding<B> {
         let kept = std::mem::replace(&mut self.active, (0..rows.len()).collect());
         let Some(cache) = self.cache.take() else { return };
         within(&self.recorder, || {
-            self.cache = Some(cache.select_rows(&kept));
+            let cache = cache.select_rows(&kept);
+            if let Some(place) = &mut self.place {
+                *place = StepPlace::new(&cache.context, place.capacity(), &self.device);
+            }
+            self.cache = Some(cache);
             self.ids = Tensor::zeros([kept.len(), 1], &self.device);
         });
     }

@@ -240,7 +240,7 @@ impl<B: KernelBackend> Run<'_, B> {
         let mut active: Vec<usize> = (0..states.len()).collect();
         let mut kept = self.choose(&mut states, &active, Choice::Logits(logits), 0, on_piece)?;
         self.account(0, active.len(), &mut clock);
-        let mut decoding = Decoding::new(self.model, cache, self.known(), self.device);
+        let mut decoding = Decoding::new(self.model, cache, self.known(), self.options.max_new_tokens, self.device);
         let greedy = decoding.chooses() && self.options.sampling.is_greedy();
         for step in 1.. {
             if kept.is_empty() {

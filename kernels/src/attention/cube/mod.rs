@@ -5,6 +5,7 @@
 //! | [`mma`] | CUDA from sm_80, bf16 and f16, `p` a multiple of 16 up to 128 |
 //! | [`decode`] | any device, any dtype, `p` up to 256, at most [`decode::QUERIES`] queries, without gradients |
 //! | [`tiled`] | any device, any dtype, `p` up to 256 |
+//! | [`step`] | one token against buffers, where [`decode`] reads how far these are filled on the device |
 //!
 //! The backward recomputes the weights from the scores and the saved log-sum-exps, in two kernels without atomics: one
 //! walks the slots for the queries' gradient, one the queries (of all heads of a group) for those of keys and values.
@@ -15,6 +16,7 @@ mod plain;
 pub(super) mod plan;
 mod row_sums;
 mod shared;
+pub(crate) mod step;
 mod tiled;
 
 use burn::tensor::{DType, Tensor};
@@ -198,7 +200,7 @@ pub(crate) fn forward<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolEl
     args: AttentionArgs<Back<R, F, I, BT>>,
 ) -> Tensor<Back<R, F, I, BT>, 4> {
     let out = Call::new(args.clone()).and_then(|(call, device)| match call.l {
-        ..=decode::QUERIES => Some(decode::forward(&call, &device)),
+        ..=decode::QUERIES => Some(decode::forward(&call, &device, None)),
         _ => call.forward(&device).map(|saved| saved.out),
     });
     match out {

@@ -58,6 +58,16 @@ fn row_max(value: f32, parts: &mut SharedMemory<f32>, #[comptime] width: usize) 
     parts[unit / width * width]
 }
 
+/// Slots that there are: all of them, or in a buffer one more than the first of its places.
+#[cube]
+fn end_of(places: &Array<i32>, z: &Sizes, #[comptime] counted: bool) -> usize {
+    let mut end = z.s as usize;
+    if comptime!(counted) {
+        end = min(end, places[0] as usize + 1);
+    }
+    end
+}
+
 /// Scores of the part's slots, scaled, [`HIDDEN`] where a row must not look.
 #[cube]
 fn scores<F: Float, N: Size>(
@@ -70,9 +80,11 @@ fn scores<F: Float, N: Size>(
     batch: usize,
     row0: usize,
     slot0: usize,
+    end: usize,
     z: &Sizes,
     #[comptime] layout: Layout,
     #[comptime] has_ids: bool,
+    #[comptime] counted: bool,
 ) {
     let vectors = comptime!(layout.vectors());
     let lanes = comptime!(layout.key_lanes);
@@ -85,7 +97,7 @@ fn scores<F: Float, N: Size>(
         let mut keys = Array::<Vector<F, N>>::new(comptime!(ahead * own));
         #[unroll]
         for j in 0..ahead {
-            let slot = min(slot0 + first + (step * ahead + j) * groups, z.s as usize - 1);
+            let slot = min(slot0 + first + (step * ahead + j) * groups, end - 1);
             let at = origin + slot * stride as usize + lane;
             #[unroll]
             for i in 0..own {
@@ -119,7 +131,10 @@ fn scores<F: Float, N: Size>(
                 }
                 if lane == comptime!(r % layout.key_lanes) {
                     let query = (row0 + r) % z.l as usize;
-                    let mut seen = slot <= query + shift(z);
+                    let mut seen = slot < end;
+                    if comptime!(!counted) {
+                        seen = slot <= query + shift(z);
+                    }
                     if comptime!(has_ids) {
                         seen = seen && id >= 0 && id == query_id(ids, z, batch, query);
                     }
@@ -139,6 +154,7 @@ pub(crate) fn decode_part<F: Float, N: Size>(
     k: &Array<Vector<F, N>>,
     v: &Array<Vector<F, N>>,
     ids: &Array<i32>,
+    places: &Array<i32>,
     out: &mut Array<Vector<F, N>>,
     sums: &mut Array<Vector<f32, N>>,
     stats: &mut Array<f32>,
@@ -151,6 +167,7 @@ pub(crate) fn decode_part<F: Float, N: Size>(
     parts: u32,
     #[comptime] layout: Layout,
     #[comptime] has_ids: bool,
+    #[comptime] counted: bool,
     #[define(F)] _dtype: StorageType,
 ) {
     let rows = comptime!(layout.rows);
@@ -170,7 +187,9 @@ pub(crate) fn decode_part<F: Float, N: Size>(
     let count = share * z.l as usize;
     let blocks = count.div_ceil(rows);
     let place = CUBE_POS;
-    if place < parts as usize * blocks * (z.groups * z.batch) as usize {
+    let end = end_of(places, &z, counted);
+    // Of a buffer the cubes behind its end have nothing to do.
+    if place < parts as usize * blocks * (z.groups * z.batch) as usize && place % parts as usize * comptime!(layout.slots) < end {
         let part = place % parts as usize;
         let row0 = place / parts as usize % blocks * rows;
         let group = place / parts as usize / blocks % z.groups as usize;
@@ -187,7 +206,7 @@ pub(crate) fn decode_part<F: Float, N: Size>(
             i += UNITS;
         }
         sync_cube();
-        scores::<F, N>(k, ids, &queries, &mut weights, ks.origin(batch, group), ks.row, batch, row0, slot0, &z, layout, has_ids);
+        scores::<F, N>(k, ids, &queries, &mut weights, ks.origin(batch, group), ks.row, batch, row0, slot0, end, &z, layout, has_ids, counted);
         sync_cube();
         let row = unit / width;
         let mut top = f32::new(HIDDEN);
@@ -227,7 +246,7 @@ pub(crate) fn decode_part<F: Float, N: Size>(
             let mut values = Array::<Vector<F, N>>::new(comptime!(ahead * own));
             #[unroll]
             for j in 0..ahead {
-                let slot = min(slot0 + first + (step * ahead + j) * groups, z.s as usize - 1);
+                let slot = min(slot0 + first + (step * ahead + j) * groups, end - 1);
                 #[unroll]
                 for i in 0..own {
                     values[comptime!(j * own + i)] = v[value0 + slot * vs.row as usize + comptime!(i * lanes)];
@@ -295,11 +314,14 @@ pub(crate) fn decode_part<F: Float, N: Size>(
 pub(crate) fn decode_merge<F: Float, N: Size>(
     sums: &Array<Vector<f32, N>>,
     stats: &Array<f32>,
+    places: &Array<i32>,
     out: &mut Array<Vector<F, N>>,
     os: Strides,
     z: Sizes,
     parts: u32,
+    slots: u32,
     #[comptime] vectors: usize,
+    #[comptime] counted: bool,
     #[define(F)] _dtype: StorageType,
 ) {
     let groups = comptime!(MERGE_UNITS / vectors);
@@ -311,9 +333,10 @@ pub(crate) fn decode_merge<F: Float, N: Size>(
         let unit = UNIT_POS as usize;
         let column = unit % vectors;
         let group = unit / vectors;
+        let live = (end_of(places, &z, counted) + slots as usize - 1) / slots as usize;
         let mut top = f32::new(HIDDEN);
         let mut i = unit;
-        while i < parts as usize {
+        while i < live {
             top = max(top, stats[(place * parts as usize + i) * 2]);
             i += MERGE_UNITS;
         }
@@ -322,7 +345,7 @@ pub(crate) fn decode_merge<F: Float, N: Size>(
         let mut total = f32::new(0.0);
         let mut part = group;
         if group < groups {
-            while part < parts as usize {
+            while part < live {
                 let at = place * parts as usize + part;
                 let weight = f32::exp(stats[at * 2] - top);
                 total += weight * stats[at * 2 + 1];

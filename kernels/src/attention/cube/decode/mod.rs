@@ -38,8 +38,11 @@ fn layout<R: CubeRuntime>(call: &Call<R>, device: &Device) -> Layout {
     Layout { p: call.p, size, rows, slots, key_lanes, value_lanes, whole: call.s <= slots }
 }
 
-pub(super) fn forward<R: CubeRuntime>(call: &Call<R>, device: &Device) -> CubeTensor<R> {
+/// With `places` the slots are a buffer of which its first number, and one, are looked at (see [`super::step`]).
+pub(super) fn forward<R: CubeRuntime>(call: &Call<R>, device: &Device, places: Option<&CubeTensor<R>>) -> CubeTensor<R> {
     let layout = layout(call, device);
+    let counted = places.is_some();
+    let places = places.unwrap_or(&call.ids);
     let out = call.q.alike();
     let parts = call.s.div_ceil(layout.slots);
     let kept = if layout.whole { [1, 1, 1, 1, layout.size] } else { [call.b, call.h, call.l, parts, call.p] };
@@ -57,6 +60,7 @@ pub(super) fn forward<R: CubeRuntime>(call: &Call<R>, device: &Device) -> CubeTe
             call.k.array(),
             call.v.array(),
             array(&call.ids),
+            array(places),
             out.array(),
             array(&sums),
             array(&stats),
@@ -69,6 +73,7 @@ pub(super) fn forward<R: CubeRuntime>(call: &Call<R>, device: &Device) -> CubeTe
             parts as u32,
             layout,
             call.has_ids,
+            counted,
             call.dtype().into(),
         );
     }
@@ -83,11 +88,14 @@ pub(super) fn forward<R: CubeRuntime>(call: &Call<R>, device: &Device) -> CubeTe
                 size,
                 array(&sums),
                 array(&stats),
+                array(places),
                 out.array(),
                 out.strides(size),
                 call.sizes(),
                 parts as u32,
+                layout.slots as u32,
                 call.p / size,
+                counted,
                 call.dtype().into(),
             );
         }
