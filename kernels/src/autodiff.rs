@@ -25,10 +25,12 @@ use crate::attention::{self, AttentionArgs, AttentionMask};
 use crate::backend::Memory;
 use crate::causal_conv1d::{self, ConvArgs, ConvOut};
 use crate::cross_entropy::{self, CrossEntropyArgs, CrossEntropyOut};
+use crate::glu::{self, Activation, GluArgs};
 use crate::linear::LinearKept;
 use crate::path::{fused, runs};
 use crate::rms_norm_gated::{self, NormArgs};
 use crate::rms_norm_residual::{self, ResidualNormArgs, ResidualNormKept, ResidualNormOut};
+use crate::rotary::RotaryArgs;
 use crate::selective_scan::{self, ScanArgs, ScanOut};
 use crate::ssd::{self, SsdArgs, SsdOptions, SsdOut};
 use crate::{KernelBackend, Op, Segments};
@@ -332,6 +334,44 @@ impl<B: KernelBackend> Node<B, 3> for Attention<B> {
     }
 }
 
+/// Tables of angles, of which no gradient is taken.
+#[derive(Clone, Debug)]
+struct Rotary<B: Backend> {
+    cos: Tensor<B, 4>,
+    sin: Tensor<B, 4>,
+    back: bool,
+}
+
+impl<B: KernelBackend> Node<B, 1> for Rotary<B> {
+    fn reads(_tracked: [bool; 1]) -> [bool; 1] {
+        [false]
+    }
+
+    fn backward(self, _inputs: [Input<B>; 1], _tracked: [bool; 1], [dout, _]: [Input<B>; 2]) -> [Input<B>; 1] {
+        let x = up(dout.expect("the output's gradient"));
+        [Some(down(B::rotary(RotaryArgs { x, cos: self.cos, sin: self.sin }, !self.back)))]
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Glu {
+    activation: Activation,
+}
+
+impl Glu {
+    fn args<B: Backend>(self, [x, gate]: [Input<B>; 2]) -> GluArgs<B> {
+        GluArgs { up: up(x.expect(READ)), gate: gate.map(up), activation: self.activation }
+    }
+}
+
+impl<B: KernelBackend> Node<B, 2> for Glu {
+    fn backward(self, inputs: [Input<B>; 2], _tracked: [bool; 2], [dout, _]: [Input<B>; 2]) -> [Input<B>; 2] {
+        let dout = up(dout.expect("the output's gradient"));
+        let grads = B::glu_backward(self.args(inputs), dout).expect("a fast path has a backward");
+        [Some(down(grads.up)), grads.gate.map(down)]
+    }
+}
+
 #[derive(Clone, Debug)]
 struct CrossEntropy<B: Backend> {
     targets: Tensor<B, 1, Int>,
@@ -511,6 +551,22 @@ impl<B: KernelBackend, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
             (down(out), None)
         })
         .0)
+    }
+
+    fn rotary(args: RotaryArgs<Self>, back: bool) -> Tensor<Self, 4> {
+        let node = Rotary { cos: args.cos.inner(), sin: args.sin.inner(), back };
+        let (cos, sin) = (node.cos.clone(), node.sin.clone());
+        let turn = |[x]: [Input<B>; 1]| (down(B::rotary(RotaryArgs { x: up(x.expect(READ)), cos, sin }, back)), None);
+        up(record::<B, C, _, 1>(node, [Some(down(args.x))], turn).0)
+    }
+
+    fn glu(args: GluArgs<Self>) -> Tensor<Self, 3> {
+        if !runs::<B>(Op::Glu, args.up.dtype(), &args.sizes(), &args.up.device()) {
+            return glu::reference::glu(args);
+        }
+        let node = Glu { activation: args.activation };
+        let inputs = [Some(down(args.up)), args.gate.map(down)];
+        up(record::<B, C, _, 2>(node.clone(), inputs, |inputs| (down(B::glu(node.args(inputs))), None)).0)
     }
 
     fn embed(weight: Tensor<Self, 2>, ids: Tensor<Self, 2, Int>) -> Tensor<Self, 3> {

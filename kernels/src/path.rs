@@ -30,11 +30,15 @@ pub enum Op {
     Embedding,
     /// [`crate::cumsum`]
     Cumsum,
+    /// [`crate::rotary`]
+    Rotary,
+    /// [`crate::glu`]
+    Glu,
 }
 
 impl Op {
     /// All operations, in the order of the model.
-    pub const ALL: [Op; 10] = [
+    pub const ALL: [Op; 12] = [
         Op::Embedding,
         Op::RmsNormResidual,
         Op::Linear,
@@ -42,7 +46,9 @@ impl Op {
         Op::SelectiveScan,
         Op::Ssd,
         Op::RmsNormGated,
+        Op::Rotary,
         Op::Attention,
+        Op::Glu,
         Op::CrossEntropy,
         Op::Cumsum,
     ];
@@ -60,6 +66,8 @@ impl Op {
             Op::RmsNormResidual => "rms_norm_residual",
             Op::Embedding => "embedding",
             Op::Cumsum => "cumsum",
+            Op::Rotary => "rotary",
+            Op::Glu => "glu",
         }
     }
 }

@@ -282,11 +282,15 @@ fn calls(config: &DecoderConfig, [b, l]: [usize; 2], labelled: usize, at_once: u
                 if let Some(k) = a.conv_kernel {
                     add(Shape::Conv { b, l, e: a.conv_channels(), k });
                 }
+                if let Some(rope) = &a.rope {
+                    [a.heads, a.kv_heads].into_iter().for_each(|h| add(Shape::Rotary { b, l, h, p: a.head_dim, half: rope.dim / 2 }));
+                }
                 add(Shape::Attention { b, l, h: a.heads, g: a.kv_heads, p: a.head_dim });
             }
             MixerConfig::Mlp(m) => {
                 let up = if m.gated { 2 } else { 1 };
                 (0..up).for_each(|_| add(linear(d, m.intermediate)));
+                add(Shape::Glu { b, l, f: m.intermediate, activation: m.activation, gated: m.gated });
                 add(linear(m.intermediate, d));
             }
         }

@@ -15,10 +15,12 @@ use crate::attention::step::{StepArgs, StepOut};
 use crate::attention::{self, AttentionArgs, AttentionGrads};
 use crate::causal_conv1d::{self, ConvArgs, ConvGrads, ConvOut};
 use crate::cross_entropy::{self, CrossEntropyArgs, CrossEntropyOut};
+use crate::glu::{self, GluArgs, GluGrads};
 use crate::linear::{self, LinearGrads, LinearKept};
 use crate::record::Recorder;
 use crate::rms_norm_gated::{self, NormArgs, NormGrads};
 use crate::rms_norm_residual::{self, ResidualNormArgs, ResidualNormGrads, ResidualNormKept, ResidualNormOut};
+use crate::rotary::{self, RotaryArgs};
 use crate::selective_scan::{self, ScanArgs, ScanGrads, ScanOut};
 use crate::ssd::{self, SsdArgs, SsdGrads, SsdOut};
 
@@ -35,8 +37,8 @@ pub trait KernelBackend: Backend {
     }
 
     /// Whether that path, its backward included, takes a call on `device`: else the reference runs and is differentiated.
-    /// `sizes` are `b`, `l`, `e`, `n` of [`Op::SelectiveScan`], the taps of [`Op::CausalConv1d`], none of [`Op::Ssd`]. Kernels of
-    /// other operations take all sizes, or step aside in both directions.
+    /// `sizes` are `b`, `l`, `e`, `n` of [`Op::SelectiveScan`], the taps of [`Op::CausalConv1d`], the elements of [`Op::Rotary`] and
+    /// [`Op::Glu`], none of [`Op::Ssd`]. Kernels of other operations take all sizes, or step aside in both directions.
     fn takes(_op: Op, _sizes: &[usize], _device: &Self::Device) -> bool {
         true
     }
@@ -144,6 +146,22 @@ pub trait KernelBackend: Backend {
     /// One more for every place, see [`attention::step::Standing`].
     fn next_places(places: Tensor<Self, 1, Int>) -> Tensor<Self, 1, Int> {
         places + 1
+    }
+
+    /// See [`crate::rotary::rotary`]. If `back`, the gradient: rotated by the negative angles; a fast path lays it out as
+    /// `[b, l, h, p]`, where projections have their channels.
+    fn rotary(args: RotaryArgs<Self>, back: bool) -> Tensor<Self, 4> {
+        rotary::reference::rotary(args, back)
+    }
+
+    /// See [`crate::glu::glu`].
+    fn glu(args: GluArgs<Self>) -> Tensor<Self, 3> {
+        glu::reference::glu(args)
+    }
+
+    /// Gradients of [`KernelBackend::glu`]. `None` without a fast path.
+    fn glu_backward(_args: GluArgs<Self>, _dout: Tensor<Self, 3>) -> Option<GluGrads<Self>> {
+        None
     }
 
     /// See [`crate::cross_entropy::cross_entropy`].

@@ -9,9 +9,11 @@ use super::{Documents, NAME};
 use crate::attention::{self, AttentionArgs, AttentionGrads};
 use crate::causal_conv1d::{self, ConvArgs, ConvGrads, ConvOut};
 use crate::cross_entropy::{self, CrossEntropyArgs, CrossEntropyOut};
+use crate::glu::{self, GluArgs, GluGrads};
 use crate::path::fused;
 use crate::rms_norm_gated::{self, NormArgs, NormGrads};
 use crate::rms_norm_residual::{self, ResidualNormArgs, ResidualNormGrads, ResidualNormKept, ResidualNormOut};
+use crate::rotary::{self, RotaryArgs};
 use crate::selective_scan::{self, ScanArgs, ScanGrads, ScanOut};
 use crate::ssd::{self, SsdArgs, SsdGrads, SsdOut};
 use crate::{KernelBackend, Op, Segments, embedding, linear};
@@ -216,6 +218,50 @@ impl<B: HostBackend> KernelBackend for B {
         Some(AttentionGrads { q: B::write(q, queries, dtype), k: B::write(k, slots, dtype), v: B::write(v, slots, dtype) })
     }
 
+    fn rotary(args: RotaryArgs<B>, back: bool) -> Tensor<B, 4> {
+        let (dtype, dims) = (args.x.dtype(), args.x.dims());
+        if fused::<B>(Op::Rotary, dtype).is_none() {
+            return rotary::reference::rotary(args, back);
+        }
+        let [b, h, l, p] = dims;
+        let half = args.cos.dims()[3];
+        let (cos, sin) = (B::read(args.cos), B::read(args.sin));
+        // On the way back values change places.
+        let (mut out, x, [outer, middle, inner, _]) = match if back { Err(args.x) } else { B::owned(args.x) } {
+            Ok(values) => (values, None, [0; 4]),
+            Err(x) => {
+                let (values, strides) = B::read_strided(x);
+                (vec![0.0; b * h * l * p], Some(values), strides)
+            }
+        };
+        let strides = [outer, middle, inner];
+        rotary::cpu::rotate(&mut out, &rotary::cpu::RotaryInput { dims, x: x.as_deref(), strides, cos: &cos, sin: &sin, half, back });
+        match back {
+            true => B::write(out, [b, l, h, p], dtype).swap_dims(1, 2),
+            false => B::write(out, dims, dtype),
+        }
+    }
+
+    fn glu(args: GluArgs<B>) -> Tensor<B, 3> {
+        let (dtype, shape) = (args.up.dtype(), args.up.dims());
+        if fused::<B>(Op::Glu, dtype).is_none() {
+            return glu::reference::glu(args);
+        }
+        let gate = args.gate.map(B::read);
+        let (mut out, up) = B::writable(args.up);
+        glu::cpu::forward(&mut out, up.as_deref(), gate.as_deref(), args.activation);
+        B::write(out, shape, dtype)
+    }
+
+    fn glu_backward(args: GluArgs<B>, dout: Tensor<B, 3>) -> Option<GluGrads<B>> {
+        let (dtype, shape) = (args.up.dtype(), args.up.dims());
+        fused::<B>(Op::Glu, dtype)?;
+        let (up, gate) = (B::read(args.up), args.gate.map(B::read));
+        let (mut grad, dout) = B::writable(dout);
+        let dgate = glu::cpu::backward(&mut grad, dout.as_deref(), &up, gate.as_deref(), args.activation);
+        Some(GluGrads { up: B::write(grad, shape, dtype), gate: gate.map(|_| B::write(dgate, shape, dtype)) })
+    }
+
     fn embed_backward(ids: Tensor<B, 2, Int>, v: usize, dout: Tensor<B, 3>) -> Option<Tensor<B, 2>> {
         let (dtype, [_, _, d]) = (dout.dtype(), dout.dims());
         fused::<B>(Op::Embedding, dtype)?;
@@ -252,8 +298,7 @@ impl<B: HostBackend> KernelBackend for B {
             Some(bias) => y + bias.unsqueeze(),
             None => y,
         }
-    }
-}
+    }}
 
 /// Ids, row-major.
 fn integers<B: HostBackend, const D: usize>(tensor: Tensor<B, D, Int>) -> Vec<i32> {

@@ -19,18 +19,45 @@ pub(crate) trait HostBackend: Backend {
     /// The values of a tensor if that takes no copy.
     fn borrow<const D: usize>(tensor: &Tensor<Self, D>) -> Option<Self::Values>;
 
+    /// The values of a tensor, with the distances between entries along each dimension, the last of which is 1. Copied only if
+    /// they are not float32 or do not lie side by side in the last dimension.
+    fn read_strided<const D: usize>(tensor: Tensor<Self, D>) -> (Self::Values, [usize; D]) {
+        let dims = tensor.dims();
+        (Self::read(tensor), row_major(dims))
+    }
+
     /// The values of a stack of stacks of row-major matrices, such as the filled part of a key cache, with the distances
     /// between matrices along the first two dimensions. Copied only if they are not float32 or not row-major inside.
     fn read_matrices(tensor: Tensor<Self, 4>) -> (Self::Values, [usize; 2]) {
         let [_, g, rows, columns] = tensor.dims();
-        (Self::read(tensor), [g * rows * columns, rows * columns])
+        match Self::read_strided(tensor.clone()) {
+            (values, [outer, inner, row, _]) if row == columns => (values, [outer, inner]),
+            _ => (Self::read(tensor), [g * rows * columns, rows * columns]),
+        }
     }
 
     /// The values of a batch of rows, such as a part of a wider projection, with the distances between rows along the first
     /// two dimensions. Copied only if they are not float32 or not contiguous inside a row.
     fn read_rows(tensor: Tensor<Self, 3>) -> (Self::Values, [usize; 2]) {
-        let [_, l, width] = tensor.dims();
-        (Self::read(tensor), [l * width, width])
+        let (values, [outer, inner, _]) = Self::read_strided(tensor);
+        (values, [outer, inner])
+    }
+
+    /// The values of a packed float32 tensor to write over, without a copy, where that can be arranged and nobody else holds it; else
+    /// the tensor.
+    fn owned<const D: usize>(tensor: Tensor<Self, D>) -> Result<Vec<f32>, Tensor<Self, D>> {
+        Err(tensor)
+    }
+
+    /// A buffer for results of a tensor's size: [`HostBackend::owned`], or a new one of zeros with the tensor's values beside it.
+    fn writable<const D: usize>(tensor: Tensor<Self, D>) -> (Vec<f32>, Option<Self::Values>) {
+        match Self::owned(tensor) {
+            Ok(values) => (values, None),
+            Err(tensor) => {
+                let values = Self::read(tensor);
+                (vec![0.0; values.len()], Some(values))
+            }
+        }
     }
 
     /// The values of a tensor to write over; where that can be arranged, no copy if nobody else holds the tensor.
@@ -40,6 +67,15 @@ pub(crate) trait HostBackend: Backend {
 
     /// A tensor of `dtype`.
     fn write<const D: usize>(values: Vec<f32>, shape: [usize; D], dtype: DType) -> Tensor<Self, D>;
+}
+
+/// Distances between entries of a packed tensor.
+fn row_major<const D: usize>(dims: [usize; D]) -> [usize; D] {
+    let mut strides = [1; D];
+    for i in (1..D).rev() {
+        strides[i - 1] = strides[i] * dims[i];
+    }
+    strides
 }
 
 #[cfg(feature = "flex")]
@@ -123,34 +159,37 @@ mod flex {
             Self::read(Tensor::<Self, D>::from_primitive(TensorPrimitive::Float(tensor))).to_vec()
         }
 
-        fn read_matrices(tensor: Tensor<Self, 4>) -> (Values, [usize; 2]) {
-            let [b, g, rows, columns] = tensor.dims();
+        fn read_strided<const D: usize>(tensor: Tensor<Self, D>) -> (Values, [usize; D]) {
+            let dims = tensor.dims();
             let primitive = tensor.clone().into_primitive().tensor();
             let layout = primitive.layout();
-            let strides: Option<Vec<usize>> = layout.strides().iter().map(|&stride| usize::try_from(stride).ok()).collect();
-            match strides.as_deref() {
-                Some(&[outer, inner, row, 1]) if row == columns && b * g * rows > 0 && primitive.dtype() == DType::F32 => {
+            // A negative distance makes a number that no buffer has room for.
+            let strides: [usize; D] = std::array::from_fn(|axis| layout.strides()[axis] as usize);
+            let last = dims
+                .iter()
+                .zip(strides)
+                .try_fold(0usize, |sum, (&size, stride)| sum.checked_add(size.checked_sub(1)?.checked_mul(stride)?));
+            match last {
+                Some(last) if strides[D - 1] == 1 && primitive.dtype() == DType::F32 => {
                     let from = layout.start_offset();
-                    let to = from + (b - 1) * outer + (g - 1) * inner + rows * columns;
-                    (Values(primitive, from..to), [outer, inner])
+                    (Values(primitive, from..from + last + 1), strides)
                 }
-                _ => (Self::read(tensor), [g * rows * columns, rows * columns]),
+                _ => (Self::read(tensor), row_major(dims)),
             }
         }
 
-        fn read_rows(tensor: Tensor<Self, 3>) -> (Values, [usize; 2]) {
-            let [b, l, width] = tensor.dims();
-            let primitive = tensor.clone().into_primitive().tensor();
-            let layout = primitive.layout();
-            let strides: Option<Vec<usize>> = layout.strides().iter().map(|&stride| usize::try_from(stride).ok()).collect();
-            match strides.as_deref() {
-                Some(&[outer, inner, 1]) if b * l * width > 0 && primitive.dtype() == DType::F32 => {
-                    let from = layout.start_offset();
-                    let to = from + (b - 1) * outer + (l - 1) * inner + width;
-                    (Values(primitive, from..to), [outer, inner])
+        fn owned<const D: usize>(tensor: Tensor<Self, D>) -> Result<Vec<f32>, Tensor<Self, D>> {
+            let mut tensor = tensor.into_primitive().tensor();
+            let whole = tensor.layout().contiguous_offsets() == Some((0, tensor.bytes().len() / size_of::<f32>()));
+            if whole && tensor.is_unique() && tensor.dtype() == DType::F32 {
+                let TensorData { bytes, shape, dtype } = tensor.into_data();
+                // A buffer of Burn's own operations may be aligned otherwise than a vector's.
+                match bytes.try_into_vec() {
+                    Ok(values) => return Ok(values),
+                    Err(bytes) => tensor = FlexTensor::from_data(TensorData { bytes, shape, dtype }),
                 }
-                _ => (Self::read(tensor), [l * width, width]),
             }
+            Err(Tensor::from_primitive(TensorPrimitive::Float(tensor)))
         }
 
         fn write<const D: usize>(values: Vec<f32>, shape: [usize; D], dtype: DType) -> Tensor<Self, D> {

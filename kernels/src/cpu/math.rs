@@ -68,6 +68,66 @@ pub(crate) fn silu_with_slope(x: f32) -> (f32, f32) {
     (x * s, s * (1.0 + x * (1.0 - s)))
 }
 
+/// Normal distribution function, to a few units in the last place on both sides of 0.
+#[inline(always)]
+pub(crate) fn normal_cdf(x: f32) -> f32 {
+    // erfc(z) = t e^(-z^2 + p(t)), as a polynomial in t = 2 / (2 + z) (Numerical Recipes 6.2).
+    let z = x.abs() * std::f32::consts::FRAC_1_SQRT_2;
+    let t = 2.0 / (2.0 + z);
+    let poly = 0.170_872_77;
+    let poly = poly * t - 0.822_152_23;
+    let poly = poly * t + 1.488_515_9;
+    let poly = poly * t - 1.135_204;
+    let poly = poly * t + 0.278_868_07;
+    let poly = poly * t - 0.186_288_06;
+    let poly = poly * t + 0.096_784_18;
+    let poly = poly * t + 0.374_091_96;
+    let poly = poly * t + 1.000_023_7;
+    let poly = poly * t - 1.265_512_2;
+    let tail = 0.5 * t * exp(poly - z * z);
+    if x < 0.0 { tail } else { 1.0 - tail }
+}
+
+/// `x` times the normal distribution function.
+#[inline(always)]
+pub(crate) fn gelu(x: f32) -> f32 {
+    x * normal_cdf(x)
+}
+
+/// [`gelu`] and its derivative.
+#[inline(always)]
+pub(crate) fn gelu_with_slope(x: f32) -> (f32, f32) {
+    // 1 / sqrt(2 pi)
+    const DENSITY: f32 = 0.398_942_3;
+    let cdf = normal_cdf(x);
+    (x * cdf, cdf + x * DENSITY * exp(-0.5 * x * x))
+}
+
+/// `x (1 + tanh(y)) / 2 = x sigmoid(2 y)` with `y = sqrt(2 / pi) (x + 0.044715 x^3)`; `2 y` and its derivative. Beyond 10 nothing
+/// changes any more.
+#[inline(always)]
+fn gelu_tanh_inner(x: f32) -> (f32, f32) {
+    const SCALE: f32 = 1.595_769_2;
+    const CUBE: f32 = 0.044_715 * SCALE;
+    let x = x.clamp(-10.0, 10.0);
+    let square = x * x;
+    (x * (SCALE + CUBE * square), SCALE + 3.0 * CUBE * square)
+}
+
+/// The approximation of [`gelu`] by `tanh`.
+#[inline(always)]
+pub(crate) fn gelu_tanh(x: f32) -> f32 {
+    x * sigmoid(gelu_tanh_inner(x).0)
+}
+
+/// [`gelu_tanh`] and its derivative.
+#[inline(always)]
+pub(crate) fn gelu_tanh_with_slope(x: f32) -> (f32, f32) {
+    let (inner, slope) = gelu_tanh_inner(x);
+    let s = sigmoid(inner);
+    (x * s, s + x * s * (1.0 - s) * slope)
+}
+
 /// `ln(1 + e^x)` without overflow, to about two units in the last place.
 #[inline(always)]
 pub(crate) fn softplus(x: f32) -> f32 {
@@ -190,6 +250,39 @@ mod tests {
         }
         assert_eq!((softplus(-200.0), softplus(200.0), softplus(f32::NEG_INFINITY)), (0.0, 200.0, 0.0));
         assert!(softplus(f32::NAN).is_nan());
+    }
+
+    /// By Simpson's rule from far out.
+    fn cdf_by_integration(x: f64) -> f64 {
+        let density = |t: f64| (-0.5 * t * t).exp() / std::f64::consts::TAU.sqrt();
+        let (from, steps) = (-12.0, 20_000);
+        let h = (x - from) / f64::from(steps);
+        let inner: f64 = (1..steps).map(|i| density(from + f64::from(i) * h) * if i % 2 == 1 { 4.0 } else { 2.0 }).sum();
+        (density(from) + inner + density(x)) * h / 3.0
+    }
+
+    #[test]
+    fn the_normal_distribution_is_accurate_in_both_tails() {
+        for i in -70..=70 {
+            let x = i as f32 / 10.0 + 0.013;
+            let want = cdf_by_integration(f64::from(x));
+            let error = (f64::from(normal_cdf(x)) / want - 1.0).abs();
+            assert!(error < if x > -2.0 { 1e-6 } else { 5e-6 }, "at {x}: {}, expected {want}", normal_cdf(x));
+        }
+        assert_eq!((normal_cdf(-100.0), normal_cdf(100.0)), (0.0, 1.0));
+        assert!(normal_cdf(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn activations_end_in_zero_and_in_themselves() {
+        for with_slope in [gelu_with_slope, gelu_tanh_with_slope, silu_with_slope] {
+            let (low, high) = (with_slope(-80.0), with_slope(80.0));
+            assert!(low.0.abs() < 1e-30 && low.1.abs() < 1e-30, "{low:?}");
+            assert_eq!(high, (80.0, 1.0));
+        }
+        for x in [-30.0_f32, -4.0, -0.5, 0.0, 0.7, 3.0, 50.0] {
+            assert_eq!((gelu(x), gelu_tanh(x), silu(x)), (gelu_with_slope(x).0, gelu_tanh_with_slope(x).0, silu_with_slope(x).0));
+        }
     }
 
     #[test]

@@ -12,11 +12,13 @@ use crate::attention::{self, AttentionArgs, AttentionGrads};
 use crate::backend::Memory;
 use crate::causal_conv1d::{self, ConvArgs, ConvGrads, ConvOut};
 use crate::cross_entropy::{self, CrossEntropyArgs, CrossEntropyOut};
+use crate::glu::{self, GluArgs, GluGrads};
 use crate::linear::{self, LinearGrads, LinearKept};
 use crate::path::{KernelChoice, choice, fused, runs};
 use crate::record::Recorder;
 use crate::rms_norm_gated::{self, NormArgs, NormGrads};
 use crate::rms_norm_residual::{self, ResidualNormArgs, ResidualNormGrads, ResidualNormKept, ResidualNormOut};
+use crate::rotary::{self, RotaryArgs};
 use crate::selective_scan::{self, ScanArgs, ScanDims, ScanGrads, ScanOut};
 use crate::ssd::{self, SsdArgs, SsdGrads, SsdOut};
 use crate::{KernelBackend, Op, argmax, cumsum, embedding, split};
@@ -41,6 +43,8 @@ where
             Op::Embedding => embedding::cube::READY,
             Op::Cumsum => cumsum::cube::READY,
             Op::CrossEntropy => cross_entropy::cube::READY,
+            Op::Rotary => rotary::cube::READY,
+            Op::Glu => glu::cube::READY,
         };
         (there && float).then_some(NAME)
     }
@@ -51,6 +55,8 @@ where
             (Op::CausalConv1d, &[k]) => causal_conv1d::cube::takes(&device, k),
             (Op::SelectiveScan, &[b, l, e, n]) => selective_scan::cube::takes(&device, ScanDims { b, l, e, n }),
             (Op::Ssd, _) => ssd::cube::takes(&device),
+            // Kernels count in 32 bits.
+            (Op::Rotary | Op::Glu, &[elements]) => u32::try_from(elements).is_ok(),
             _ => true,
         }
     }
@@ -147,6 +153,24 @@ where
 
     fn attention_trains(dtype: DType) -> bool {
         fused::<Self>(Op::Attention, dtype).is_some()
+    }
+
+    fn rotary(args: RotaryArgs<Self>, back: bool) -> Tensor<Self, 4> {
+        match runs::<Self>(Op::Rotary, args.x.dtype(), &[args.x.shape().num_elements()], &args.x.device()) {
+            true => rotary::cube::rotary(args, back),
+            false => rotary::reference::rotary(args, back),
+        }
+    }
+
+    fn glu(args: GluArgs<Self>) -> Tensor<Self, 3> {
+        match runs::<Self>(Op::Glu, args.up.dtype(), &args.sizes(), &args.up.device()) {
+            true => glu::cube::forward(args),
+            false => glu::reference::glu(args),
+        }
+    }
+
+    fn glu_backward(args: GluArgs<Self>, dout: Tensor<Self, 3>) -> Option<GluGrads<Self>> {
+        fused::<Self>(Op::Glu, args.up.dtype()).map(|_| glu::cube::backward(args, dout))
     }
 
     fn embed(weight: Tensor<Self, 2>, ids: Tensor<Self, 2, Int>) -> Tensor<Self, 3> {

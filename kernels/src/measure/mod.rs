@@ -15,7 +15,7 @@
 //!   - `selective_scan`: `9 e n` per token. Backward: 2.5 times that.
 //!   - `attention`: `4 l s p h` over two, for the causal half. Backward: 2.5 times that.
 //!   - `causal_conv1d`: `2 k` per element. Backward: 2 times that. `rms_norm_gated`: 8 per element, `rms_norm_residual`: 5. Backward: 2 times
-//!     that. `cross_entropy`: 4 per logit each way. `embedding_backward` and `cumsum`: 1 per element.
+//!     that. `rotary`: 6 per rotated pair each way. `glu`: 8 per element, backward twice that. `cross_entropy`: 4 per logit each way. `embedding_backward` and `cumsum`: 1 per element.
 //!   - `linear`: `2 in out` per row. Backward: 2 times that.
 //! - *ceilings*: the rates of a copy and of a matrix product, measured in the same run: Burn's multiplication by a number, and a
 //!   square linear layer.
@@ -33,6 +33,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 
+use crate::glu::Activation;
 use crate::path::{self, KernelChoice};
 use crate::{KernelBackend, Op, TrainBackend};
 
@@ -133,6 +134,32 @@ pub enum Shape {
         l: usize,
         /// Channels.
         d: usize,
+    },
+    /// [`crate::rotary`] on heads behind tokens.
+    Rotary {
+        /// Rows.
+        b: usize,
+        /// Tokens of a row.
+        l: usize,
+        /// Heads.
+        h: usize,
+        /// Width of a head.
+        p: usize,
+        /// Rotated pairs of a head.
+        half: usize,
+    },
+    /// [`crate::glu`].
+    Glu {
+        /// Rows.
+        b: usize,
+        /// Tokens of a row.
+        l: usize,
+        /// Channels.
+        f: usize,
+        /// The nonlinearity.
+        activation: Activation,
+        /// With a gate.
+        gated: bool,
     },
     /// [`crate::linear`] without a bias.
     Linear {

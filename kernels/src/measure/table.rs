@@ -3,12 +3,13 @@
 use burn::tensor::DType;
 
 use super::data::Documents::{One, Packed, Ragged};
-use super::subjects::{Attention, Conv, CrossEntropy, EmbeddingBackward, Linear, Norm, ResidualNorm, RunningSum, Scan, Ssd};
+use super::subjects::{Attention, Conv, CrossEntropy, EmbeddingBackward, Glu, Linear, Norm, ResidualNorm, Rotary, RunningSum, Scan, Ssd};
 use super::{Case, Shape, Size};
 use crate::KernelBackend;
+use crate::glu::Activation;
 
 /// Names that `--op` takes.
-pub(super) const OPS: [&str; 15] = [
+pub(super) const OPS: [&str; 17] = [
     "ssd",
     "ssd_step",
     "selective_scan",
@@ -18,8 +19,10 @@ pub(super) const OPS: [&str; 15] = [
     "rms_norm_gated",
     "rms_norm",
     "rms_norm_residual",
+    "rotary",
     "attention",
     "attention_step",
+    "glu",
     "cross_entropy",
     "embedding_backward",
     "cumsum",
@@ -48,6 +51,8 @@ pub(super) fn chosen<B: KernelBackend>(shapes: &[Shape], dtype: DType) -> Vec<Bo
             Shape::Conv { b, l, e, k } => table.add([Conv { k, ..table.conv(b, l, e) }]),
             Shape::Norm { b, l, e, groups, gate } => table.add([Norm { groups, gate, ..table.norm(b, l, e) }]),
             Shape::ResidualNorm { b, l, d } => table.add([ResidualNorm { residual: DType::F32, ..table.residual(b, l, d) }]),
+            Shape::Rotary { b, l, h, p, half } => table.add([Rotary { half, ..table.rotary(b, l, h, p) }]),
+            Shape::Glu { b, l, f, activation, gated } => table.add([Glu { activation, gated, ..table.glu(b, l, f) }]),
             Shape::Linear { rows, inputs, outputs } => table.add([table.linear(rows, inputs, outputs)]),
             Shape::CrossEntropy { rows, v } => table.add([table.loss(rows, v)]),
             Shape::EmbeddingBackward { tokens, v, d, float32 } => {
@@ -100,6 +105,14 @@ impl<B: KernelBackend> Table<B> {
         Attention { b, l, s: l, h, g: h, p, dtype: self.dtype, documents: One }
     }
 
+    fn rotary(&self, b: usize, l: usize, h: usize, p: usize) -> Rotary {
+        Rotary { b, l, h, p, half: p / 2, dtype: self.dtype }
+    }
+
+    fn glu(&self, b: usize, l: usize, f: usize) -> Glu {
+        Glu { b, l, f, activation: Activation::Silu, gated: true, dtype: self.dtype }
+    }
+
     fn linear(&self, rows: usize, inputs: usize, outputs: usize) -> Linear {
         Linear { rows, inputs, outputs, dtype: self.dtype, bias: false }
     }
@@ -128,6 +141,10 @@ impl<B: KernelBackend> Table<B> {
         let attention = self.attention(2, 70, 4, 16);
         self.add([attention, Attention { g: 2, documents: Packed, ..attention }, Attention { l: 1, ..attention }]);
         self.add([self.residual(2, 9, 64), ResidualNorm { residual: DType::F32, ..self.residual(1, 5, 33) }]);
+        self.add([self.rotary(2, 9, 3, 16), Rotary { half: 3, ..self.rotary(1, 5, 2, 10) }]);
+        for activation in Activation::ALL {
+            self.add([true, false].map(|gated| Glu { activation, gated, ..self.glu(2, 9, 67) }));
+        }
         self.add([self.loss(5, 131)]);
         self.add([self.embedding(70, 19, 24)]);
         self.add([RunningSum { outer: 3, n: 130, inner: 5 }, RunningSum { outer: 2, n: 70, inner: 1 }]);
@@ -150,6 +167,9 @@ impl<B: KernelBackend> Table<B> {
         self.add([Attention { g: 3, ..attention }, Attention { l: 2048, s: 2048, g: 3, ..attention }]);
         self.add([Attention { l: 1, s: 4096, g: 3, ..attention }]);
         self.add([self.residual(1, 512, 768)]);
+        self.add([self.rotary(1, 512, 9, 64), self.rotary(1, 1, 9, 64)]);
+        let glu = self.glu(1, 512, 1536);
+        self.add([glu, Glu { activation: Activation::Gelu, ..glu }, Glu { activation: Activation::Relu2, gated: false, ..glu }]);
         self.add([self.loss(256, 50288)]);
         self.add([self.embedding(512, 50288, 768)]);
         self.add([RunningSum { outer: 1, n: 2048, inner: 24 }]);
@@ -203,6 +223,9 @@ impl<B: KernelBackend> Table<B> {
 
         let residual = self.residual(32, 2048, 2048);
         self.add([residual, ResidualNorm { d: 768, ..residual }, ResidualNorm { residual: DType::F32, ..residual }]);
+        self.add([self.rotary(32, 2048, 32, 64), self.rotary(32, 2048, 16, 128), Rotary { half: 16, ..self.rotary(32, 2048, 32, 64) }]);
+        let glu = self.glu(32, 2048, 5632);
+        self.add([glu, Glu { activation: Activation::Gelu, ..glu }, Glu { activation: Activation::Relu2, gated: false, ..glu }]);
         self.add([self.loss(TOKENS, 50288), self.loss(16384, 128256), self.loss(8192, 50288)]);
         self.add([self.embedding(TOKENS, 50288, 2048), self.embedding(TOKENS, 50288, 768)]);
         self.add([(32, 2048, 32), (1, TOKENS, 32), (65536, 2048, 1)].map(|(outer, n, inner)| RunningSum { outer, n, inner }));

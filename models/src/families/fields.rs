@@ -256,14 +256,19 @@ impl<'a> Fields<'a> {
         ids.ok_or_else(|| self.wrong(key, "a token id or a list of them", value))
     }
 
-    /// An activation by name.
+    /// An activation by its Hugging Face name.
     ///
     /// # Errors
     /// When it is not known.
     pub fn activation(&self, keys: &[&str], default: Activation) -> Result<Activation, ConfigError> {
         let Some((key, value)) = self.get(keys) else { return Ok(default) };
-        let known = value.as_str().and_then(Activation::from_name);
-        known.ok_or_else(|| self.wrong(key, "one of silu, gelu, gelu_new, gelu_pytorch_tanh, relu2", value))
+        match value.as_str() {
+            Some("gelu") => Ok(Activation::Gelu),
+            Some("gelu_new" | "gelu_pytorch_tanh") => Ok(Activation::GeluTanh),
+            Some("relu2") => Ok(Activation::Relu2),
+            Some("silu" | "swish") => Ok(Activation::Silu),
+            _ => Err(self.wrong(key, "one of silu, gelu, gelu_new, gelu_pytorch_tanh, relu2", value)),
+        }
     }
 
     /// Refuses an activation of the state-space mixers that is not computed: all of them have SiLU.

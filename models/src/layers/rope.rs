@@ -1,7 +1,9 @@
 //! Rotary position embedding, rotate-half form (arXiv 2104.09864, in the order of Hugging Face checkpoints).
 
 use burn::tensor::backend::Backend;
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{DType, Tensor, TensorData};
+use terrarium_kernels::KernelBackend;
+use terrarium_kernels::rotary::{RotaryArgs, rotary};
 
 /// Rotary positions over the first `dim` of a head's channels.
 #[derive(Debug, Clone, PartialEq)]
@@ -58,7 +60,7 @@ impl RopeScaling {
     }
 }
 
-/// Cosines and sines, `[b or 1, 1, l, dim / 2]`.
+/// Cosines and sines, float32, `[b or 1, 1, l, dim / 2]`.
 #[derive(Debug, Clone)]
 pub(crate) struct RopeTables<B: Backend> {
     cos: Tensor<B, 4>,
@@ -75,25 +77,13 @@ impl<B: Backend> RopeTables<B> {
         let table = |f: fn(f64) -> f64| {
             let values: Vec<f32> =
                 positions[..rows * l].iter().flat_map(|&t| frequencies.iter().map(move |w| f(f64::from(t) * w) as f32)).collect();
-            Tensor::from_data(TensorData::new(values, [rows, 1, l, frequencies.len()]), device)
+            Tensor::from_data(TensorData::new(values, [rows, 1, l, frequencies.len()]), (device, DType::F32))
         };
         Self { cos: table(f64::cos), sin: table(f64::sin) }
     }
 }
 
 /// Rotates pairs `(i, i + dim / 2)` of `[b, h, l, p]` by their position's angle.
-pub(crate) fn rotate<B: Backend>(x: Tensor<B, 4>, tables: &RopeTables<B>) -> Tensor<B, 4> {
-    let [_, _, _, p] = x.dims();
-    let half = tables.cos.dims()[3];
-    let (cos, sin) = (tables.cos.clone().cast(x.dtype()), tables.sin.clone().cast(x.dtype()));
-    let first = x.clone().narrow(3, 0, half);
-    let second = x.clone().narrow(3, half, half);
-    let mut parts = vec![
-        first.clone() * cos.clone() - second.clone() * sin.clone(),
-        second * cos + first * sin, //
-    ];
-    if 2 * half < p {
-        parts.push(x.narrow(3, 2 * half, p - 2 * half));
-    }
-    Tensor::cat(parts, 3)
+pub(crate) fn rotate<B: KernelBackend>(x: Tensor<B, 4>, tables: &RopeTables<B>) -> Tensor<B, 4> {
+    rotary(RotaryArgs { x, cos: tables.cos.clone(), sin: tables.sin.clone() })
 }

@@ -7,50 +7,15 @@
 
 use burn::module::Module;
 use burn::tensor::Tensor;
-use burn::tensor::activation::{gelu_approximate, relu, silu};
 use burn::tensor::backend::Backend;
 use terrarium_kernels::KernelBackend;
+pub use terrarium_kernels::glu::Activation;
+use terrarium_kernels::glu::{GluArgs, glu};
 
 use super::{Parameters, linear_specs};
 use crate::init::InitScale;
 use crate::layers::Linear;
 use crate::params::{Bag, ParamSpec};
-
-/// Nonlinearity, by its Hugging Face name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Activation {
-    /// `gelu`: exact, with the error function.
-    Gelu,
-    /// `gelu_new`, `gelu_pytorch_tanh`: tanh approximation.
-    GeluTanh,
-    /// `relu2`: squared ReLU.
-    Relu2,
-    /// `silu`, `swish`.
-    Silu,
-}
-
-impl Activation {
-    /// The activation of that Hugging Face name.
-    pub fn from_name(name: &str) -> Option<Self> {
-        match name {
-            "gelu" => Some(Self::Gelu),
-            "gelu_new" | "gelu_pytorch_tanh" => Some(Self::GeluTanh),
-            "relu2" => Some(Self::Relu2),
-            "silu" | "swish" => Some(Self::Silu),
-            _ => None,
-        }
-    }
-
-    fn apply<B: Backend>(self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        match self {
-            // Not Burn's `gelu`: its gradient is that of the tanh approximation on most backends.
-            Self::Gelu => x.clone() * ((x * std::f32::consts::FRAC_1_SQRT_2).erf() + 1.0) * 0.5,
-            Self::GeluTanh => gelu_approximate(x),
-            Self::Relu2 => relu(x).powi_scalar(2),
-            Self::Silu => silu(x),
-        }
-    }
-}
 
 /// Sizes of an MLP mixer.
 #[derive(Debug, Clone, PartialEq)]
@@ -103,12 +68,9 @@ impl<B: KernelBackend> Mlp<B> {
 
     /// `[b, l, d]` -> `[b, l, d]`.
     pub fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        let activation = self.config.activation;
-        let inner = match &self.gate_proj {
-            Some(gate) => activation.apply(gate.forward(x.clone())) * self.up_proj.forward(x),
-            None => activation.apply(self.up_proj.forward(x)),
-        };
-        self.down_proj.forward(inner)
+        let gate = self.gate_proj.as_ref().map(|gate| gate.forward(x.clone()));
+        let args = GluArgs { up: self.up_proj.forward(x), gate, activation: self.config.activation };
+        self.down_proj.forward(glu(args))
     }
 
     pub(crate) fn for_each_linear(&mut self, path: &str, f: &mut dyn FnMut(&str, &mut Linear<B>)) {

@@ -6,8 +6,10 @@ use super::call::{Call, Taken};
 use crate::KernelBackend;
 use crate::attention::AttentionArgs;
 use crate::causal_conv1d::ConvArgs;
+use crate::glu::GluArgs;
 use crate::rms_norm_gated::NormArgs;
 use crate::rms_norm_residual::{ResidualNormArgs, ResidualNormKept};
+use crate::rotary::RotaryArgs;
 use crate::selective_scan::ScanArgs;
 use crate::ssd::SsdArgs;
 
@@ -36,6 +38,8 @@ arguments!(conv_args, ConvArgs { x, weight; bias, state; segments; silu });
 arguments!(scan_args, ScanArgs { u, delta, a, b, c; d, z, delta_bias, state; segments; delta_softplus });
 arguments!(ssd_args, SsdArgs { x, dt, a, b, c; d, dt_bias, state; segments; options });
 arguments!(norm_args, NormArgs { y, weight; z; ; groups, eps });
+arguments!(rotary_args, RotaryArgs { x, cos, sin; ; ; });
+arguments!(glu_args, GluArgs { up; gate; ; activation });
 arguments!(residual_args, ResidualNormArgs { x, residual, weight; ; ; eps });
 arguments!(residual_kept, ResidualNormKept { sum, weight; ; ; eps, dtype });
 

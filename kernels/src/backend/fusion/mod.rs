@@ -9,7 +9,7 @@ mod call;
 use burn::tensor::{DType, Int, Tensor};
 use burn_fusion::{Fusion, FusionBackend};
 
-use self::args::{attention_args, conv_args, norm_args, residual_args, residual_kept, scan_args, ssd_args};
+use self::args::{attention_args, conv_args, glu_args, norm_args, residual_args, residual_kept, rotary_args, scan_args, ssd_args};
 use self::call::Call;
 pub use self::call::Decorator;
 use crate::adamw::{self, AdamWArgs, AdamWOut};
@@ -18,10 +18,12 @@ use crate::backend::Memory;
 use crate::causal_conv1d::{self, ConvArgs, ConvGrads, ConvOut};
 use crate::cross_entropy::{self, CrossEntropyArgs, CrossEntropyOut};
 use crate::cube::down;
+use crate::glu::{self, GluArgs, GluGrads};
 use crate::linear::{self, LinearGrads, LinearKept};
 use crate::path::{KernelChoice, choice, fused};
 use crate::rms_norm_gated::{self, NormArgs, NormGrads};
 use crate::rms_norm_residual::{self, ResidualNormArgs, ResidualNormGrads, ResidualNormKept, ResidualNormOut};
+use crate::rotary::{self, RotaryArgs};
 use crate::selective_scan::{self, ScanArgs, ScanGrads, ScanOut};
 use crate::ssd::{self, SsdArgs, SsdGrads, SsdOut};
 use crate::{KernelBackend, Op};
@@ -326,6 +328,41 @@ impl<B: FusionBackend + KernelBackend> KernelBackend for Fusion<B> {
             vec![down(B::cross_entropy_backward(args, taken.float(log_sum), taken.float(dloss)).expect(PROMISED))]
         });
         Some(out.next())
+    }
+
+    fn rotary(args: RotaryArgs<Self>, back: bool) -> Tensor<Self, 4> {
+        if fused::<B>(Op::Rotary, args.x.dtype()).is_none() {
+            return rotary::reference::rotary(args, back);
+        }
+        let mut call = Call::<B>::new(if back { "rotary_back" } else { "rotary" });
+        call.out_like(&args.x);
+        let args = rotary_args(&mut call, args);
+        call.queue(move |taken| vec![down(B::rotary(args(taken), back))]).next()
+    }
+
+    fn glu(args: GluArgs<Self>) -> Tensor<Self, 3> {
+        if fused::<B>(Op::Glu, args.up.dtype()).is_none() {
+            return glu::reference::glu(args);
+        }
+        let mut call = Call::<B>::new("glu");
+        call.out_like(&args.up);
+        let args = glu_args(&mut call, args);
+        call.queue(move |taken| vec![down(B::glu(args(taken)))]).next()
+    }
+
+    fn glu_backward(args: GluArgs<Self>, dout: Tensor<Self, 3>) -> Option<GluGrads<Self>> {
+        fused::<B>(Op::Glu, args.up.dtype())?;
+        let mut call = Call::<B>::new("glu_backward");
+        call.out_like(&args.up);
+        let gated = call.out_maybe(&args.gate);
+        let dout = call.float(dout);
+        let args = glu_args(&mut call, args);
+        let mut out = call.queue(move |taken| {
+            let (args, dout) = (args(taken), taken.float(dout));
+            let grads = B::glu_backward(args, dout).expect(PROMISED);
+            gradients!(grads: up; gate)
+        });
+        Some(GluGrads { up: out.next(), gate: out.next_if(gated) })
     }
 
     fn embed_backward(ids: Tensor<Self, 2, Int>, v: usize, dout: Tensor<Self, 3>) -> Option<Tensor<Self, 2>> {

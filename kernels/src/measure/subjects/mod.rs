@@ -5,9 +5,11 @@ mod causal_conv1d;
 mod cross_entropy;
 mod cumsum;
 mod embedding;
+mod glu;
 mod linear;
 mod rms_norm_gated;
 mod rms_norm_residual;
+mod rotary;
 mod selective_scan;
 mod ssd;
 
@@ -21,9 +23,11 @@ pub(super) use causal_conv1d::Conv;
 pub(super) use cross_entropy::CrossEntropy;
 pub(super) use cumsum::RunningSum;
 pub(super) use embedding::EmbeddingBackward;
+pub(super) use glu::Glu;
 pub(super) use linear::Linear;
 pub(super) use rms_norm_gated::Norm;
 pub(super) use rms_norm_residual::ResidualNorm;
+pub(super) use rotary::Rotary;
 pub(super) use selective_scan::Scan;
 pub(super) use ssd::Ssd;
 

@@ -10,6 +10,8 @@ pub(super) mod rms_norm;
 pub(super) mod selective_scan;
 pub(super) mod ssd;
 
+use crate::glu::Activation;
+
 /// Document ids of one row: of its tokens (`-1` is padding), and of the state that comes in.
 #[derive(Debug, Clone, Default)]
 pub(super) struct RowIds {
@@ -47,6 +49,39 @@ pub(super) fn softplus(v: f64) -> f64 {
 pub(super) fn silu(v: f64) -> (f64, f64) {
     let s = sigmoid(v);
     (v * s, s * (1.0 + v * (1.0 - s)))
+}
+
+/// Normal distribution function, by the series of the error function.
+fn normal_cdf(v: f64) -> f64 {
+    let x = v * std::f64::consts::FRAC_1_SQRT_2;
+    // What is left out beyond is 2e-8 and less.
+    if x.abs() > 4.0 {
+        return if x > 0.0 { 1.0 } else { 0.0 };
+    }
+    let (mut term, mut sum) = (x, x);
+    for n in 1..100 {
+        term *= -x * x / f64::from(n);
+        sum += term / f64::from(2 * n + 1);
+    }
+    0.5 + 0.5 * sum * std::f64::consts::FRAC_2_SQRT_PI
+}
+
+/// An activation of feed-forward blocks and its slope.
+pub(super) fn activate(activation: Activation, v: f64) -> (f64, f64) {
+    match activation {
+        Activation::Silu => silu(v),
+        Activation::Relu2 => (v.max(0.0).powi(2), 2.0 * v.max(0.0)),
+        Activation::Gelu => {
+            let cdf = normal_cdf(v);
+            (v * cdf, cdf + v * (-0.5 * v * v).exp() / std::f64::consts::TAU.sqrt())
+        }
+        Activation::GeluTanh => {
+            let scale = (2.0 / std::f64::consts::PI).sqrt();
+            let tanh = (scale * (v + 0.044715 * v.powi(3))).tanh();
+            let slope = scale * (1.0 + 3.0 * 0.044715 * v * v);
+            (0.5 * v * (1.0 + tanh), 0.5 * (1.0 + tanh) + 0.5 * v * (1.0 - tanh * tanh) * slope)
+        }
+    }
 }
 
 /// `to += from`, element by element.

@@ -8,8 +8,10 @@ use terrarium::kernels::attention::{self, AttentionArgs, AttentionMask};
 use terrarium::kernels::causal_conv1d::{self, ConvArgs};
 use terrarium::kernels::cross_entropy::{self, CrossEntropyArgs};
 use terrarium::kernels::cumsum;
+use terrarium::kernels::glu::{self, Activation, GluArgs};
 use terrarium::kernels::rms_norm_gated::{self, NormArgs};
 use terrarium::kernels::rms_norm_residual::{self, ResidualNormArgs};
+use terrarium::kernels::rotary::{self, RotaryArgs};
 use terrarium::kernels::selective_scan::{self, ScanArgs};
 use terrarium::kernels::ssd::{self, SsdArgs, SsdOptions};
 use terrarium::kernels::{KernelBackend, Op, linear, path};
@@ -58,6 +60,8 @@ fn compare<B: KernelBackend>(op: Op, noise: &mut Noise<B>) -> Outcome {
         Op::RmsNormResidual => residual_difference(noise),
         Op::Embedding => embedding_difference(noise),
         Op::Cumsum => cumsum_difference(noise),
+        Op::Rotary => rotary_difference(noise),
+        Op::Glu => glu_difference(noise),
     };
     Outcome { op: op.name(), path: fast, difference, passed: difference <= TOLERANCE }
 }
@@ -155,6 +159,20 @@ fn embedding_difference<B: KernelBackend>(noise: &mut Noise<B>) -> f32 {
 fn cumsum_difference<B: KernelBackend>(noise: &mut Noise<B>) -> f32 {
     let x: Tensor<B, 3> = noise.tensor([3, 129, 5]);
     difference([(cumsum::cumsum(x.clone(), 1), cumsum::reference::cumsum(x, false))])
+}
+
+fn rotary_difference<B: KernelBackend>(noise: &mut Noise<B>) -> f32 {
+    let angles: Tensor<B, 4> = noise.tensor([2, 1, 33, 7]) * 3.0;
+    let args = RotaryArgs { x: noise.tensor([2, 33, 3, 16]).swap_dims(1, 2), cos: angles.clone().cos(), sin: angles.sin() };
+    difference([(rotary::rotary(args.clone()), rotary::reference::rotary(args, false))])
+}
+
+fn glu_difference<B: KernelBackend>(noise: &mut Noise<B>) -> f32 {
+    let (up, gate): (Tensor<B, 3>, Tensor<B, 3>) = (noise.tensor([2, 33, 65]) * 4.0, noise.tensor([2, 33, 65]) * 4.0);
+    difference(Activation::ALL.map(|activation| {
+        let args = GluArgs { up: up.clone(), gate: Some(gate.clone()), activation };
+        (glu::glu(args.clone()), glu::reference::glu(args))
+    }))
 }
 
 /// Largest absolute difference over the largest absolute value; infinite where a value is no number.
