@@ -10,13 +10,14 @@ use crate::attention::{self, AttentionArgs, AttentionGrads};
 use crate::causal_conv1d::{self, ConvArgs, ConvGrads, ConvOut};
 use crate::cross_entropy::{self, CrossEntropyArgs, CrossEntropyOut};
 use crate::glu::{self, GluArgs, GluGrads};
+use crate::linear::{self, LinearGrads, LinearKept};
 use crate::path::fused;
 use crate::rms_norm_gated::{self, NormArgs, NormGrads};
 use crate::rms_norm_residual::{self, ResidualNormArgs, ResidualNormGrads, ResidualNormKept, ResidualNormOut};
 use crate::rotary::{self, RotaryArgs};
 use crate::selective_scan::{self, ScanArgs, ScanGrads, ScanOut};
 use crate::ssd::{self, SsdArgs, SsdGrads, SsdOut};
-use crate::{KernelBackend, Op, Segments, embedding, linear};
+use crate::{KernelBackend, Op, Segments, embedding};
 
 impl<B: HostBackend> KernelBackend for B {
     fn fused(op: Op, dtype: DType) -> Option<&'static str> {
@@ -298,7 +299,27 @@ impl<B: HostBackend> KernelBackend for B {
             Some(bias) => y + bias.unsqueeze(),
             None => y,
         }
-    }}
+    }
+    fn linear_backward(kept: LinearKept<B>, dy: Tensor<B, 2>) -> LinearGrads<B> {
+        let ([rows, outputs], dtype) = (dy.dims(), dy.dtype());
+        if rows * outputs == 0 || fused::<B>(Op::Linear, dtype).is_none() {
+            return linear::reference::gradients(kept, dy);
+        }
+        let dy = B::read(dy);
+        let of = |other: &Tensor<B, 2>| [rows, other.dims()[1], outputs];
+        LinearGrads {
+            bias: kept.bias.then(|| B::write(linear::cpu::bias_gradient(&dy, outputs), [outputs], dtype)),
+            x: kept.weight.map(|weight| {
+                let sizes = of(&weight);
+                B::write(linear::cpu::input_gradient(&dy, &B::read(weight), sizes), [rows, sizes[1]], dtype)
+            }),
+            weight: kept.x.map(|x| {
+                let sizes = of(&x);
+                B::write(linear::cpu::weight_gradient(&dy, &B::read(x), sizes), [outputs, sizes[1]], dtype)
+            }),
+        }
+    }
+}
 
 /// Ids, row-major.
 fn integers<B: HostBackend, const D: usize>(tensor: Tensor<B, D, Int>) -> Vec<i32> {

@@ -1,4 +1,6 @@
 //! Few rows against a large weight: the time is that of reading the weight once. Many rows: tiles that stay in cache.
+//!
+//! The backward's products take their operands as they lie, which is what the `gemm` crate is best at.
 
 use pulp::{Arch, Simd, WithSimd};
 
@@ -82,6 +84,57 @@ fn many_rows(x: &[f32], weight: &[f32], rows: usize, inputs: usize, outputs: usi
         }
     });
     y
+}
+
+/// `dy weight`, `[rows, inputs]`.
+pub(crate) fn input_gradient(dy: &[f32], weight: &[f32], [rows, inputs, outputs]: [usize; 3]) -> Vec<f32> {
+    multiply((dy, [outputs, 1]), weight, [rows, inputs, outputs])
+}
+
+/// `dy^T x`, `[outputs, inputs]`.
+pub(crate) fn weight_gradient(dy: &[f32], x: &[f32], [rows, inputs, outputs]: [usize; 3]) -> Vec<f32> {
+    multiply((dy, [1, outputs]), x, [outputs, inputs, rows])
+}
+
+/// Sums of the columns of `dy`, `[outputs]`.
+pub(crate) fn bias_gradient(dy: &[f32], outputs: usize) -> Vec<f32> {
+    let mut sums = vec![0.0; outputs];
+    for row in dy.chunks_exact(outputs.max(1)) {
+        sums.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
+    }
+    sums
+}
+
+/// `left [m, k]`, whose rows and columns are that far apart, times `right [k, n]`, packed. Burn's own product zeroes its output,
+/// copies that to where it is aligned, and only then begins: for gradients of weights that took longer than the product.
+fn multiply((left, [row, column]): (&[f32], [usize; 2]), right: &[f32], [m, n, k]: [usize; 3]) -> Vec<f32> {
+    assert_eq!((left.len(), right.len()), (m * k, k * n));
+    let mut out = vec![0.0; m * n];
+    // SAFETY: the lengths are those that the strides reach; the output is written alone.
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            out.as_mut_ptr(),
+            1,
+            n as isize,
+            false,
+            left.as_ptr(),
+            column as isize,
+            row as isize,
+            right.as_ptr(),
+            1,
+            n as isize,
+            0.0,
+            1.0,
+            false,
+            false,
+            false,
+            gemm::Parallelism::Rayon(0),
+        );
+    }
+    out
 }
 
 /// Weight rows that are read side by side.
