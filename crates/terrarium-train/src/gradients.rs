@@ -82,20 +82,9 @@ impl<B: KernelBackend> Gradients<B> {
     }
 
     /// The norm of all gradients together. One transfer from a device.
-    pub fn norm(&mut self) -> Norm {
-        let Some(first) = self.tensors.values().next() else { return Norm::Finite(0.0) };
-        let squares: Vec<f64> = if host::is_host::<B>(&first.device()) {
-            let mut squares = Vec::with_capacity(self.tensors.len());
-            for (path, tensor) in std::mem::take(&mut self.tensors) {
-                let (tensor, square) = host::square_sum(tensor);
-                squares.push(square);
-                self.tensors.insert(path, tensor);
-            }
-            squares
-        } else {
-            let all: Vec<Tensor<B, 1>> = self.tensors.values().cloned().collect();
-            B::square_sums(&all)
-        };
+    pub fn norm(&self) -> Norm {
+        let tensors: Vec<Tensor<B, 1>> = self.tensors.values().cloned().collect();
+        let squares = B::square_sums(&tensors);
         match self.tensors.keys().zip(&squares).find(|(_, square)| !square.is_finite()) {
             Some((path, _)) => Norm::NotFinite(path.clone()),
             None => Norm::Finite(squares.iter().sum::<f64>().sqrt()),

@@ -8,11 +8,12 @@
 //! ```
 //!
 //! `step` and `root` hold the learning rate and the corrections of the moments' bias, `keep` the decay of the value. Moments are float32; a
-//! gradient may have another type. On GPUs values and moments are changed in place where nobody else holds them.
+//! gradient may have another type. Fast paths change values and moments in place where nobody else holds them.
 
+#[cfg(any(feature = "flex", feature = "ndarray"))]
+pub(crate) mod cpu;
 #[cfg(feature = "_cube")]
 pub(crate) mod cube;
-
 pub mod reference;
 
 use burn::tensor::Tensor;

@@ -6,12 +6,13 @@ use burn::tensor::{DType, Int, Tensor, bf16, f16};
 
 use super::host::HostBackend;
 use super::{Documents, NAME};
+use crate::adamw::{self, AdamWArgs, AdamWOut};
 use crate::attention::{self, AttentionArgs, AttentionGrads};
 use crate::causal_conv1d::{self, ConvArgs, ConvGrads, ConvOut};
 use crate::cross_entropy::{self, CrossEntropyArgs, CrossEntropyOut};
 use crate::glu::{self, GluArgs, GluGrads};
 use crate::linear::{self, LinearGrads, LinearKept};
-use crate::path::fused;
+use crate::path::{KernelChoice, choice, fused};
 use crate::rms_norm_gated::{self, NormArgs, NormGrads};
 use crate::rms_norm_residual::{self, ResidualNormArgs, ResidualNormGrads, ResidualNormKept, ResidualNormOut};
 use crate::rotary::{self, RotaryArgs};
@@ -318,6 +319,28 @@ impl<B: HostBackend> KernelBackend for B {
                 B::write(linear::cpu::weight_gradient(&dy, &B::read(x), sizes), [outputs, sizes[1]], dtype)
             }),
         }
+    }
+    fn adamw(args: AdamWArgs<B>) -> AdamWOut<B> {
+        let ([n], dtype) = (args.value.dims(), args.value.dtype());
+        if choice() == KernelChoice::Reference || !B::accepts(dtype) || !B::accepts(args.grad.dtype()) {
+            return adamw::reference::adamw(args);
+        }
+        let AdamWArgs { value, grad, moments, factors } = args;
+        let (mut value, grad) = (B::take(value), B::read(grad));
+        let [mut first, mut second] = match moments {
+            Some((first, second)) => [first, second].map(B::take),
+            None => [(); 2].map(|()| vec![0.0; n]),
+        };
+        adamw::cpu::adamw([&mut value, &mut first, &mut second], &grad, factors);
+        let [first, second] = [first, second].map(|moment| B::write(moment, [n], DType::F32));
+        AdamWOut { value: B::write(value, [n], dtype), first, second }
+    }
+
+    fn square_sums(tensors: &[Tensor<B, 1>]) -> Vec<f64> {
+        if choice() == KernelChoice::Reference || tensors.iter().any(|tensor| !B::accepts(tensor.dtype())) {
+            return adamw::reference::square_sums(tensors);
+        }
+        tensors.iter().map(|tensor| adamw::cpu::square_sum(&B::read(tensor.clone()))).collect()
     }
 }
 

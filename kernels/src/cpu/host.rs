@@ -247,6 +247,10 @@ mod nd {
             Values(copy)
         }
 
+        fn take<const D: usize>(tensor: Tensor<Self, D>) -> Vec<f32> {
+            tensor.cast(DType::F32).into_data().into_vec().expect("float32")
+        }
+
         fn borrow<const D: usize>(tensor: &Tensor<Self, D>) -> Option<Values> {
             let tensor = tensor.clone().into_primitive().tensor();
             let there = matches!(tensor, NdArrayTensor::F32(_)) && view(&tensor).to_slice().is_some();
