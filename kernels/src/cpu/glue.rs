@@ -169,8 +169,9 @@ impl<B: HostBackend> KernelBackend for B {
             DType::F16 => Some(|value| f16::from_f32(value).to_f32()),
             _ => None,
         };
-        let mut sum = B::take(args.residual);
-        let normed = rms_norm_residual::cpu::forward(&mut sum, &B::read(args.x), &B::read(args.weight), args.eps, round);
+        let (mut sum, residual) = B::writable(args.residual);
+        let (x, weight) = (B::read(args.x), B::read(args.weight));
+        let normed = rms_norm_residual::cpu::forward(&mut sum, residual.as_deref(), &x, &weight, args.eps, round);
         ResidualNormOut { normed: B::write(normed, shape, dtype), sum: B::write(sum, shape, wide) }
     }
 
@@ -186,8 +187,8 @@ impl<B: HostBackend> KernelBackend for B {
         }
         let weight_dtype = kept.weight.dtype();
         let (sum, weight, dsum) = (B::read(kept.sum), B::read(kept.weight), dsum.map(B::read));
-        let mut grad = B::take(dnormed);
-        let dw = rms_norm_residual::cpu::backward(&mut grad, &sum, dsum.as_deref(), &weight, kept.eps);
+        let (mut grad, dnormed) = B::writable(dnormed);
+        let dw = rms_norm_residual::cpu::backward(&mut grad, dnormed.as_deref(), &sum, dsum.as_deref(), &weight, kept.eps);
         let residual = B::write(grad, shape, wide);
         let x = residual.clone().cast(kept.dtype);
         Some(ResidualNormGrads { x, residual, weight: B::write(dw, [shape[2]], weight_dtype) })
@@ -198,9 +199,19 @@ impl<B: HostBackend> KernelBackend for B {
         if fused::<B>(Op::Attention, dtype).is_none() {
             return attention::reference::attention(args);
         }
-        let shape = args.q.dims();
         let input = AttentionValues::read(args);
-        B::write(attention::cpu::forward(&input.borrow()), shape, dtype)
+        input.output(attention::cpu::forward(&input.borrow()).out, dtype)
+    }
+
+    fn attention_saving(args: AttentionArgs<B>) -> (Tensor<B, 4>, Option<Tensor<B, 3>>) {
+        let dtype = args.q.dtype();
+        if fused::<B>(Op::Attention, dtype).is_none() {
+            return (attention::reference::attention(args), None);
+        }
+        let input = AttentionValues::read(args);
+        let [b, h, _, l, ..] = input.dims;
+        let attention::cpu::Outcome { out, log_sums } = attention::cpu::forward(&input.borrow());
+        (input.output(out, dtype), Some(B::write(log_sums, [b, h, l], DType::F32)))
     }
 
     fn attention_trains(dtype: DType) -> bool {
@@ -209,14 +220,25 @@ impl<B: HostBackend> KernelBackend for B {
 
     fn attention_backward(
         args: AttentionArgs<B>,
-        _saved: Option<(Tensor<B, 4>, Tensor<B, 3>)>,
+        saved: Option<(Tensor<B, 4>, Tensor<B, 3>)>,
         dout: Tensor<B, 4>,
     ) -> Option<AttentionGrads<B>> {
         let dtype = args.q.dtype();
         fused::<B>(Op::Attention, dtype)?;
         let (queries, slots) = (args.q.dims(), args.k.dims());
         let input = AttentionValues::read(args);
-        let [q, k, v] = attention::cpu::backward(&input.borrow(), &B::read(dout));
+        let dout = B::read(dout);
+        let [q, k, v] = match saved {
+            Some((out, log_sums)) => {
+                // As it was written.
+                let (out, log_sums) = (B::read(out.swap_dims(1, 2)), B::read(log_sums));
+                attention::cpu::backward(&input.borrow(), &out, &log_sums, &dout)
+            }
+            None => {
+                let attention::cpu::Outcome { out, log_sums } = attention::cpu::forward(&input.borrow());
+                attention::cpu::backward(&input.borrow(), &out, &log_sums, &dout)
+            }
+        };
         Some(AttentionGrads { q: B::write(q, queries, dtype), k: B::write(k, slots, dtype), v: B::write(v, slots, dtype) })
     }
 
@@ -364,6 +386,12 @@ impl<B: HostBackend> AttentionValues<B> {
         let ([b, h, l, p], [_, g, s, _]) = (args.q.dims(), args.k.dims());
         let (q, [k, v]) = (B::read(args.q), [args.k, args.v].map(B::read_matrices));
         Self { dims: [b, h, g, l, s, p], q, k, v, scale: args.scale, mask: args.mask }
+    }
+
+    /// The output as it was computed, as a tensor.
+    fn output(&self, out: Vec<f32>, dtype: DType) -> Tensor<B, 4> {
+        let [b, h, _, l, _, p] = self.dims;
+        B::write(out, [b, l, h, p], dtype).swap_dims(1, 2)
     }
 
     fn borrow(&self) -> attention::cpu::AttentionInput<'_> {

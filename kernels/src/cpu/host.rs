@@ -5,6 +5,9 @@ use std::ops::Deref;
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Tensor, TensorPrimitive};
 
+#[cfg(feature = "flex")]
+use super::threads::{Shared, for_each};
+
 /// A backend whose tensors can be read in place.
 pub(crate) trait HostBackend: Backend {
     /// Keeps the values of a tensor readable: row-major, float32.
@@ -78,6 +81,34 @@ fn row_major<const D: usize>(dims: [usize; D]) -> [usize; D] {
     strides
 }
 
+/// Packs rows of `dims[D - 1]` values that lie `strides` apart.
+#[cfg(feature = "flex")]
+fn gather<const D: usize>(values: &[f32], dims: [usize; D], strides: [usize; D]) -> Vec<f32> {
+    const BLOCK: usize = 1 << 12;
+    let width = dims[D - 1];
+    let rows: usize = dims[..D - 1].iter().product();
+    let block = (BLOCK / width.max(1)).max(1);
+    let mut out = vec![0.0; rows * width];
+    let shared = Shared::new(&mut out);
+    for_each(
+        rows.div_ceil(block),
+        rows * width,
+        || (),
+        |(), task| {
+            for row in task * block..rows.min((task + 1) * block) {
+                let (mut from, mut rest) = (0, row);
+                for axis in (0..D - 1).rev() {
+                    from += rest % dims[axis] * strides[axis];
+                    rest /= dims[axis];
+                }
+                // SAFETY: each row belongs to one task.
+                unsafe { shared.part(row * width, width) }.copy_from_slice(&values[from..from + width]);
+            }
+        },
+    );
+    out
+}
+
 #[cfg(feature = "flex")]
 mod flex {
     use std::ops::Range;
@@ -107,6 +138,22 @@ mod flex {
         }
     }
 
+    /// The values as they lie, with the distances between entries along each dimension. `None` unless float32 and side by side in
+    /// the last dimension.
+    fn strided<const D: usize>(tensor: &FlexTensor, dims: [usize; D]) -> Option<(Values, [usize; D])> {
+        let layout = tensor.layout();
+        // A negative distance makes a number that no buffer has room for.
+        let strides: [usize; D] = std::array::from_fn(|axis| layout.strides()[axis] as usize);
+        if strides[D - 1] != 1 || tensor.dtype() != DType::F32 {
+            return None;
+        }
+        let mut last = layout.start_offset();
+        for (size, stride) in dims.into_iter().zip(strides) {
+            last = last.checked_add(size.checked_sub(1)?.checked_mul(stride)?)?;
+        }
+        Some((Values(tensor.clone(), layout.start_offset()..last + 1), strides))
+    }
+
     fn widen(tensor: &FlexTensor) -> Vec<f32> {
         let tensor = tensor.to_contiguous();
         match tensor.dtype() {
@@ -134,15 +181,15 @@ mod flex {
         }
 
         fn read<const D: usize>(tensor: Tensor<Self, D>) -> Values {
+            let dims = tensor.dims();
             let tensor = tensor.into_primitive().tensor();
             if let Some(values) = Values::new(tensor.clone()) {
                 return values;
             }
-            let tensor = if tensor.dtype() == DType::F32 {
-                tensor.to_contiguous()
-            } else {
-                let shape = tensor.layout().shape().clone();
-                FlexTensor::from_data(TensorData::new(widen(&tensor), shape))
+            let tensor = match strided(&tensor, dims) {
+                Some((values, strides)) => FlexTensor::from_data(TensorData::new(gather(&values, dims, strides), dims)),
+                None if tensor.dtype() == DType::F32 => tensor.to_contiguous(),
+                None => FlexTensor::from_data(TensorData::new(widen(&tensor), dims)),
             };
             Values::new(tensor).expect("float32 and row-major")
         }
@@ -161,21 +208,7 @@ mod flex {
 
         fn read_strided<const D: usize>(tensor: Tensor<Self, D>) -> (Values, [usize; D]) {
             let dims = tensor.dims();
-            let primitive = tensor.clone().into_primitive().tensor();
-            let layout = primitive.layout();
-            // A negative distance makes a number that no buffer has room for.
-            let strides: [usize; D] = std::array::from_fn(|axis| layout.strides()[axis] as usize);
-            let last = dims
-                .iter()
-                .zip(strides)
-                .try_fold(0usize, |sum, (&size, stride)| sum.checked_add(size.checked_sub(1)?.checked_mul(stride)?));
-            match last {
-                Some(last) if strides[D - 1] == 1 && primitive.dtype() == DType::F32 => {
-                    let from = layout.start_offset();
-                    (Values(primitive, from..from + last + 1), strides)
-                }
-                _ => (Self::read(tensor), row_major(dims)),
-            }
+            strided(&tensor.clone().into_primitive().tensor(), dims).unwrap_or_else(|| (Self::read(tensor), row_major(dims)))
         }
 
         fn owned<const D: usize>(tensor: Tensor<Self, D>) -> Result<Vec<f32>, Tensor<Self, D>> {

@@ -109,8 +109,11 @@ pub(crate) fn bias_gradient(dy: &[f32], outputs: usize) -> Vec<f32> {
 /// copies that to where it is aligned, and only then begins: for gradients of weights that took longer than the product.
 fn multiply((left, [row, column]): (&[f32], [usize; 2]), right: &[f32], [m, n, k]: [usize; 3]) -> Vec<f32> {
     assert_eq!((left.len(), right.len()), (m * k, k * n));
-    let mut out = vec![0.0; m * n];
-    // SAFETY: the lengths are those that the strides reach; the output is written alone.
+    if k == 0 {
+        return vec![0.0; m * n];
+    }
+    let mut out = Vec::with_capacity(m * n);
+    // SAFETY: the lengths are those that the strides reach; all of the output is written, and not read.
     unsafe {
         gemm::gemm(
             m,
@@ -133,6 +136,7 @@ fn multiply((left, [row, column]): (&[f32], [usize; 2]), right: &[f32], [m, n, k
             false,
             gemm::Parallelism::Rayon(0),
         );
+        out.set_len(m * n);
     }
     out
 }

@@ -8,8 +8,16 @@ use crate::cpu::threads::{Shared, for_each};
 /// Rows of a task: fixed, so that sums over rows do not depend on the number of threads.
 const BLOCK: usize = 16;
 
-/// `sum` comes as the residual and leaves as the sum, rounded by `round` to what its dtype holds; returns what is normed.
-pub(crate) fn forward(sum: &mut [f32], x: &[f32], weight: &[f32], eps: f32, round: Option<fn(f32) -> f32>) -> Vec<f32> {
+/// Adds `x` to the residual, which is what `sum` holds where it is not given, rounds by `round` to what the sum's dtype holds and
+/// leaves that in `sum`; returns what is normed.
+pub(crate) fn forward(
+    sum: &mut [f32],
+    residual: Option<&[f32]>,
+    x: &[f32],
+    weight: &[f32],
+    eps: f32,
+    round: Option<fn(f32) -> f32>,
+) -> Vec<f32> {
     let d = weight.len();
     let rows = x.len() / d.max(1);
     let mut normed = vec![0.0; x.len()];
@@ -23,6 +31,9 @@ pub(crate) fn forward(sum: &mut [f32], x: &[f32], weight: &[f32], eps: f32, roun
             for row in block * BLOCK..rows.min((block + 1) * BLOCK) {
                 // SAFETY: each row belongs to one task.
                 let (sum, normed) = unsafe { (sums.part(row * d, d), norms.part(row * d, d)) };
+                if let Some(residual) = residual {
+                    sum.copy_from_slice(&residual[row * d..][..d]);
+                }
                 let x = &x[row * d..][..d];
                 vectorized!(arch, sum.iter_mut().zip(x).for_each(|(sum, x)| *sum += x));
                 if let Some(round) = round {
@@ -38,8 +49,9 @@ pub(crate) fn forward(sum: &mut [f32], x: &[f32], weight: &[f32], eps: f32, roun
     normed
 }
 
-/// `grad` comes as the gradient of what is normed and leaves as that of the sum; returns the gradient of the weight.
-pub(crate) fn backward(grad: &mut [f32], sum: &[f32], dsum: Option<&[f32]>, weight: &[f32], eps: f32) -> Vec<f32> {
+/// From `dnormed`, the gradient of what is normed, which is what `grad` holds where it is not given: leaves that of the sum in
+/// `grad` and returns that of the weight.
+pub(crate) fn backward(grad: &mut [f32], dnormed: Option<&[f32]>, sum: &[f32], dsum: Option<&[f32]>, weight: &[f32], eps: f32) -> Vec<f32> {
     let d = weight.len();
     let rows = sum.len() / d.max(1);
     let blocks = rows.div_ceil(BLOCK);
@@ -57,6 +69,9 @@ pub(crate) fn backward(grad: &mut [f32], sum: &[f32], dsum: Option<&[f32]>, weig
             for row in block * BLOCK..rows.min((block + 1) * BLOCK) {
                 // SAFETY: each row belongs to one task.
                 let grad = unsafe { grads.part(row * d, d) };
+                if let Some(dnormed) = dnormed {
+                    grad.copy_from_slice(&dnormed[row * d..][..d]);
+                }
                 let sum = &sum[row * d..][..d];
                 vectorized!(arch, differentiate(grad, sum, weight, dw, eps));
                 if let Some(dsum) = dsum {

@@ -2,19 +2,17 @@
 
 use pulp::Arch;
 
-use super::forward::with_sums;
 use super::{AttentionInput, BLOCK, padded};
 use crate::cpu::math::{dot, exp, vectorized};
 use crate::cpu::product::{ALIGN, Left, Product, Start, aligned};
 use crate::cpu::threads::{Shared, for_each};
 
-/// Gradients of `q`, `k` and `v`.
+/// Gradients of `q`, `k` and `v`, given what the forward made, `out [b, l, h, p]` and `log_sums [b, h, l]`.
 ///
 /// With weights `w`: `dv = w^T dout`, `ds = w (dout v^T - rowsum(dout out)) scale`, `dq = ds k`, `dk = ds^T q`.
-pub(crate) fn backward(input: &AttentionInput, dout: &[f32]) -> [Vec<f32>; 3] {
+pub(crate) fn backward(input: &AttentionInput, out: &[f32], log_sums: &[f32], dout: &[f32]) -> [Vec<f32>; 3] {
     let [b, h, g, l, s, p] = input.dims;
     let (stride, slots) = (aligned(p), aligned(s));
-    let forward = with_sums(input);
     let (q, k, douts) = (padded(input.q, p), input.k.padded(b * g, s, p), padded(dout, p));
     let (keys, values) = (input.k.turned(b * g, s, p), input.v.turned(b * g, s, p));
     let mut dq = vec![0.0; b * h * l * stride];
@@ -39,8 +37,8 @@ pub(crate) fn backward(input: &AttentionInput, dout: &[f32]) -> [Vec<f32>; 3] {
             k_padded: &k.from(group)[..s * stride],
             keys: &keys[group * p * slots..][..p * slots],
             values: &values[group * p * slots..][..p * slots],
-            out: &forward.out[head * l * p..][..l * p],
-            log_sums: &forward.log_sums[head * l..][..l],
+            out: &out[(head / h * l * h + head % h) * p..],
+            log_sums: &log_sums[head * l..][..l],
             dout: &dout[head * l * p..][..l * p],
             dout_padded: &douts[head * l * stride..][..l * stride],
         }
@@ -85,6 +83,7 @@ struct Head<'a> {
     k_padded: &'a [f32],
     keys: &'a [f32],
     values: &'a [f32],
+    /// From the head's first row on; rows lie `h * p` apart.
     out: &'a [f32],
     log_sums: &'a [f32],
     dout: &'a [f32],
@@ -93,12 +92,12 @@ struct Head<'a> {
 
 impl Head<'_> {
     fn run(&self, input: &AttentionInput, scratch: &mut Scratch, [dq, dk, dv]: [&mut [f32]; 3]) {
-        let [_, _, _, l, s, p] = input.dims;
+        let [_, h, _, l, s, p] = input.dims;
         let (arch, stride) = (Arch::new(), aligned(p));
         for first in (0..l).step_by(BLOCK) {
             let queries = BLOCK.min(l - first);
             let end = input.end(first + queries - 1);
-            let inner: Vec<f32> = (first..first + queries).map(|t| dot(&self.dout[t * p..][..p], &self.out[t * p..][..p])).collect();
+            let inner: Vec<f32> = (first..first + queries).map(|t| dot(&self.dout[t * p..][..p], &self.out[t * h * p..][..p])).collect();
             for from in (0..end).step_by(BLOCK) {
                 let width = BLOCK.min(end - from);
                 if !input.meet(self.batch, first..first + queries, from..from + width) {

@@ -8,16 +8,11 @@ use crate::cpu::product::{ALIGN, Left, Product, Start, aligned};
 use crate::cpu::threads::{Shared, for_each};
 
 /// What backward needs besides the inputs.
-pub(super) struct Result {
-    /// `[b, h, l, p]`.
+pub(crate) struct Outcome {
+    /// `[b, l, h, p]`: heads behind tokens, as projections take them.
     pub out: Vec<f32>,
     /// Logarithm of the sum of exponentials of the scores, `[b, h, l]`; infinite where nothing is seen.
     pub log_sums: Vec<f32>,
-}
-
-/// `[b, h, l, p]`.
-pub(crate) fn forward(input: &AttentionInput) -> Vec<f32> {
-    with_sums(input).out
 }
 
 /// How queries and slots are cut into tasks. Independent of the number of threads.
@@ -55,7 +50,8 @@ struct Partial<'a> {
     sums: Shared<'a>,
 }
 
-pub(super) fn with_sums(input: &AttentionInput) -> Result {
+/// Output and logarithms of the sums.
+pub(crate) fn forward(input: &AttentionInput) -> Outcome {
     let [b, h, g, l, s, p] = input.dims;
     let tasks = Tasks::new(input.dims);
     let (stride, rows) = (aligned(p), b * h * l);
@@ -89,31 +85,45 @@ pub(super) fn with_sums(input: &AttentionInput) -> Result {
     finish(input, &tasks, &out, &sums)
 }
 
+/// Rows of a task that finishes them.
+const ROWS: usize = 64;
+
 /// Merges the splits and divides by the sums.
-fn finish(input: &AttentionInput, tasks: &Tasks, partial: &[f32], sums: &[f32]) -> Result {
+fn finish(input: &AttentionInput, tasks: &Tasks, partial: &[f32], sums: &[f32]) -> Outcome {
     let [b, h, _, l, _, p] = input.dims;
     let (stride, rows) = (aligned(p), b * h * l);
     let (mut out, mut log_sums) = (vec![0.0; rows * p], vec![f32::INFINITY; rows]);
-    for (row, out) in out.chunks_exact_mut(p).enumerate() {
-        let of = |split: usize| (sums[(split * rows + row) * 2], sums[(split * rows + row) * 2 + 1]);
-        let largest = (0..tasks.splits).map(|split| of(split).0).fold(f32::NEG_INFINITY, f32::max);
-        let mut total = 0.0;
-        for split in 0..tasks.splits {
-            let (max, sum) = of(split);
-            if max == f32::NEG_INFINITY {
-                continue;
+    let shared = [&mut out, &mut log_sums].map(|values| Shared::new(values));
+    for_each(
+        rows.div_ceil(ROWS),
+        tasks.splits * rows * p,
+        || (),
+        |(), task| {
+            for row in task * ROWS..rows.min((task + 1) * ROWS) {
+                let (batch, head, t) = (row / (h * l), row / l % h, row % l);
+                // SAFETY: each row belongs to one task.
+                let (out, log_sum) = unsafe { (shared[0].part(((batch * l + t) * h + head) * p, p), shared[1].part(row, 1)) };
+                let of = |split: usize| (sums[(split * rows + row) * 2], sums[(split * rows + row) * 2 + 1]);
+                let largest = (0..tasks.splits).map(|split| of(split).0).fold(f32::NEG_INFINITY, f32::max);
+                let mut total = 0.0;
+                for split in 0..tasks.splits {
+                    let (max, sum) = of(split);
+                    if max == f32::NEG_INFINITY {
+                        continue;
+                    }
+                    let weight = (max - largest).exp();
+                    total += weight * sum;
+                    let part = &partial[(split * rows + row) * stride..][..p];
+                    out.iter_mut().zip(part).for_each(|(out, part)| *out += weight * part);
+                }
+                if total != 0.0 {
+                    out.iter_mut().for_each(|out| *out /= total);
+                    log_sum[0] = largest + total.ln();
+                }
             }
-            let weight = (max - largest).exp();
-            total += weight * sum;
-            let part = &partial[(split * rows + row) * stride..][..p];
-            out.iter_mut().zip(part).for_each(|(out, part)| *out += weight * part);
-        }
-        if total != 0.0 {
-            out.iter_mut().for_each(|out| *out /= total);
-            log_sums[row] = largest + total.ln();
-        }
-    }
-    Result { out, log_sums }
+        },
+    );
+    Outcome { out, log_sums }
 }
 
 /// Some queries of heads of one group, against a part of the slots.

@@ -12,7 +12,7 @@ use crate::cpu::product::aligned;
 use crate::cpu::threads::{Shared, for_each};
 
 pub(crate) use backward::backward;
-pub(crate) use forward::forward;
+pub(crate) use forward::{Outcome, forward};
 
 /// Arguments as slices; shapes as in [`super::AttentionArgs`].
 pub(crate) struct AttentionInput<'a> {
