@@ -12,4 +12,5 @@ mod layouts;
 mod masters;
 mod packing;
 mod parity;
+mod prefill;
 mod streaming;

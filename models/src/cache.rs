@@ -120,6 +120,16 @@ impl<B: Backend> Cache<B> {
         Self { context: self.context, layers: self.layers.into_iter().map(|layer| layer.map(&mut f)).collect() }
     }
 
+    /// Has room for `slots` tokens of every row, padding included: up to there keys and values are not copied to larger buffers when
+    /// tokens are read, and take no more memory than these.
+    pub fn reserve(self, slots: usize) -> Self {
+        let room = |layer| match layer {
+            LayerCache::Attention(cache) => LayerCache::Attention(cache.reserve(slots)),
+            other => other,
+        };
+        Self { context: self.context, layers: self.layers.into_iter().map(room).collect() }
+    }
+
     /// Keeps the given rows, in the given order.
     ///
     /// # Panics

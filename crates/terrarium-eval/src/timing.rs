@@ -9,16 +9,16 @@
 use std::time::Instant;
 
 use burn::tensor::backend::Backend;
-use burn::tensor::{DType, Int, Tensor, TensorData};
+use burn::tensor::{DType, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 use terrarium_kernels::measure::{self, Shape};
 use terrarium_kernels::{KernelBackend, TrainBackend};
 use terrarium_models::init::RandomSource;
 use terrarium_models::layers::NormKind;
 use terrarium_models::params::{ParamSource, ParamSpec};
-use terrarium_models::{Decoder, DecoderConfig, Layout, MixerConfig};
-use terrarium_runtime::Result;
+use terrarium_models::{Cache, Decoder, DecoderConfig, MixerConfig};
 use terrarium_runtime::generate::Decoding;
+use terrarium_runtime::{Result, prefill_chunk, read_prompts};
 use terrarium_train::TrainConfig;
 use terrarium_train::data::{Batch, IGNORED};
 use terrarium_train::gradients::{Gradients, Norm, clip_factor};
@@ -144,16 +144,11 @@ impl Step {
 /// Times a model whose weights, or in training whose products, are in `dtype`.
 ///
 /// # Errors
-/// When the device failed while decoding.
+/// When the device failed while reading or decoding.
 pub fn time_model<B: TrainBackend>(config: &DecoderConfig, load: &Load, dtype: DType, device: &B::Device) -> Result<Timed> {
     let Load { part, batch, tokens, new_tokens, repeats, seed, labelled, in_parts } = *load;
     let mut source = Tiled(RandomSource::new(seed));
     let mut ids = RandomIds::new(seed, config.vocab_size);
-    let times = |mut run: Box<dyn FnMut() -> f64 + '_>| {
-        let mut times: Vec<f64> = (0..repeats + 2).map(|_| run()).skip(2).collect();
-        times.sort_by(f64::total_cmp);
-        times
-    };
     let (mut recorded, mut step) = (None, None);
     let (name, count, flop, ms) = match part {
         Part::Train => {
@@ -161,7 +156,7 @@ pub fn time_model<B: TrainBackend>(config: &DecoderConfig, load: &Load, dtype: D
             let model = if dtype == DType::F32 { model } else { model.computing_in(dtype) };
             let rows = rows(&mut ids, batch, tokens, labelled);
             let mut training = Training::new(model);
-            let ms = times(Box::new(|| training.step(&rows, device)));
+            let ms = sorted((0..repeats + 2).map(|_| training.step(&rows, device)).collect());
             if in_parts {
                 let mut waits: Vec<[f64; 2]> = (0..3).map(|_| training.ends(&rows, device)).collect();
                 let memory = memory::<B>(device);
@@ -175,21 +170,32 @@ pub fn time_model<B: TrainBackend>(config: &DecoderConfig, load: &Load, dtype: D
         }
         Part::Prefill => {
             let model = Decoder::<B::InnerBackend>::build(config, &mut source, dtype, device);
-            let prompt = ids.take(batch * tokens);
-            ("prefill", batch * tokens, 2.0, times(Box::new(|| prefill(&model, &prompt, [batch, tokens], device))))
+            let prompts = prompts(ids.take(batch * tokens), tokens);
+            let all: Result<Vec<f64>> = (0..repeats + 2).map(|_| prefill(&model, &prompts, device)).collect();
+            ("prefill", batch * tokens, 2.0, sorted(all?))
         }
         Part::Decode => {
             let model = Decoder::<B::InnerBackend>::build(config, &mut source, dtype, device);
-            let prompt = ids.take(batch * tokens);
-            let mut decoding = warm(&model, &prompt, [batch, tokens], config.vocab_size, device)?;
+            let prompts = prompts(ids.take(batch * tokens), tokens);
+            let spare = WARM_STEPS + (repeats + 2) * new_tokens;
+            let (_, cache) = read(&model, &prompts, spare, device)?;
+            let mut decoding = warm(&model, cache, config.vocab_size, device)?;
             let all: Result<Vec<f64>> = (0..repeats + 2).map(|_| decode(&mut decoding, new_tokens)).collect();
-            let mut all = all?.split_off(2);
-            all.sort_by(f64::total_cmp);
             recorded = decoding.recorded();
-            ("decoding step", batch, 2.0, all)
+            ("decoding step", batch, 2.0, sorted(all?))
         }
     };
     Ok(Timed { name, count, flop, ms, recorded, step })
+}
+
+/// Steps of decoding before the first that is timed: they compile kernels, and record a step where that can be done.
+const WARM_STEPS: usize = 4;
+
+/// Without the first two, which warm up, in order.
+fn sorted(times: Vec<f64>) -> Vec<f64> {
+    let mut times: Vec<f64> = times.into_iter().skip(2).collect();
+    times.sort_by(f64::total_cmp);
+    times
 }
 
 /// The most memory that was taken at once, bytes: from the device by its pools since they were last cleaned, or on a CPU by this process
@@ -400,28 +406,32 @@ fn rows(ids: &mut RandomIds, rows: usize, length: usize, labelled: usize) -> Bat
     Batch { rows, length, ids, labels, documents: vec![0; rows * length] }
 }
 
+/// Rows of equal length, of ids that are never negative.
+fn prompts(ids: Vec<i32>, length: usize) -> Vec<Vec<u32>> {
+    ids.chunks(length).map(|row| row.iter().map(|&id| id as u32).collect()).collect()
+}
+
+/// Reads prompts as generation does: states after the last token of each, `[b, d]`, and the cache, with room for `spare` tokens more.
+fn read<B: KernelBackend>(model: &Decoder<B>, prompts: &[Vec<u32>], spare: usize, device: &B::Device) -> Result<(Tensor<B, 2>, Cache<B>)> {
+    let rows: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
+    read_prompts(model, &rows, prefill_chunk::<B>(device), spare, device)
+}
+
 /// Milliseconds until the logits after the last token of each row are there.
-fn prefill<B: KernelBackend>(model: &Decoder<B>, ids: &[i32], [b, l]: [usize; 2], device: &B::Device) -> f64 {
+fn prefill<B: KernelBackend>(model: &Decoder<B>, prompts: &[Vec<u32>], device: &B::Device) -> Result<f64> {
     let start = Instant::now();
-    let ids = Tensor::from_data(TensorData::new(ids.to_vec(), [b, l]), device);
-    let (hidden, _) = model.hidden(ids, None, &Layout::full(b, l));
-    newest(model, hidden).into_data();
-    start.elapsed().as_secs_f64() * 1e3
+    let (hidden, _) = read(model, prompts, 0, device)?;
+    model.logits(hidden).argmax(1).into_data();
+    Ok(start.elapsed().as_secs_f64() * 1e3)
 }
 
-/// Likeliest ids after the last token, `[b, 1]`.
-fn newest<B: KernelBackend>(model: &Decoder<B>, hidden: Tensor<B, 3>) -> Tensor<B, 2, Int> {
-    let [b, l, d] = hidden.dims();
-    model.logits(hidden.slice([0..b, l - 1..l]).reshape([b, d])).argmax(1)
-}
-
-/// Rows that have read their prompts and a few tokens more.
-fn warm<B: KernelBackend>(model: &Decoder<B>, ids: &[i32], [b, l]: [usize; 2], vocab: usize, device: &B::Device) -> Result<Decoding<B>> {
-    let tensor = Tensor::from_data(TensorData::new(ids.to_vec(), [b, l]), device);
-    let (_, cache) = model.hidden(tensor, None, &Layout::full(b, l));
+/// Rows that go on from `cache`, a few tokens on.
+fn warm<B: KernelBackend>(model: &Decoder<B>, cache: Cache<B>, vocab: usize, device: &B::Device) -> Result<Decoding<B>> {
+    let mut ids = RandomIds::new(cache.len() as u64, vocab);
+    let newest: Vec<u32> = ids.take(cache.batch()).into_iter().map(|id| id as u32).collect();
     let mut decoding = Decoding::new(model, cache, vocab, 1024, device).choosing();
-    decoding.read(&ids[..b].iter().map(|&id| id as u32).collect::<Vec<_>>())?;
-    for _ in 0..3 {
+    decoding.read(&newest)?;
+    for _ in 1..WARM_STEPS {
         decoding.advance()?;
     }
     decoding.likeliest()?;

@@ -1,5 +1,6 @@
 //! Running a batch of ragged rows through a model in slices of time.
 
+use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Int, Tensor, TensorData};
 use terrarium_kernels::KernelBackend;
 use terrarium_models::{Cache, Decoder, DecoderConfig, Layout};
@@ -24,29 +25,87 @@ impl<B: KernelBackend> Slice<B> {
     }
 }
 
-/// Passes `rows` through the model, at most `chunk` positions at a time (0: all), and hands each slice to `visit`.
+/// Tokens of a pass, all rows together, where nothing else is said: enough to keep the device busy, and few enough that what a long
+/// prompt takes besides its cache is little.
+pub fn prefill_chunk<B: Backend>(device: &B::Device) -> usize {
+    let cpu = matches!(B::name(device).as_str(), "flex" | "ndarray");
+    if cpu { 2048 } else { 8192 }
+}
+
+/// How prompts are read.
+pub(crate) struct Reading<B: KernelBackend> {
+    /// Tokens of a pass, all rows together; 0 for one pass.
+    pub(crate) chunk: usize,
+    /// Tokens of each row that will follow the prompts: the cache has room for them.
+    pub(crate) spare: usize,
+    /// What was read before.
+    pub(crate) cache: Option<Cache<B>>,
+}
+
+/// Passes `rows` through the model in slices, and hands each to `visit`.
 ///
 /// Rows are padded at the end: what a row computes does not depend on the length of its neighbours, and padding never
 /// reaches a state.
 pub(crate) fn prefill<B: KernelBackend>(
     model: &Decoder<B>,
     rows: &[&[u32]],
-    chunk: usize,
+    reading: Reading<B>,
     device: &B::Device,
     visit: &mut dyn FnMut(Slice<B>) -> Result<()>,
 ) -> Result<Option<Cache<B>>> {
     let longest = rows.iter().map(|row| row.len()).max().unwrap_or(0);
-    let step = if chunk == 0 { longest.max(1) } else { chunk };
-    let mut cache = None;
+    let Reading { chunk, spare, mut cache } = reading;
+    let step = if chunk == 0 { longest.max(1) } else { (chunk / rows.len().max(1)).max(1) };
+    let all = cache.as_ref().map_or(0, Cache::len) + longest + spare;
     for start in (0..longest).step_by(step) {
         let len = step.min(longest - start);
         let parts: Vec<&[u32]> = rows.iter().map(|row| &row[start.min(row.len())..(start + len).min(row.len())]).collect();
         let lengths: Vec<usize> = parts.iter().map(|part| part.len()).collect();
         let (hidden, next) = model.hidden(ids_tensor(&parts, len, device), cache.take(), &Layout::ragged(&lengths, len));
-        cache = Some(next);
+        // After the first slice, of which there is little to copy.
+        cache = Some(next.reserve(all));
         visit(Slice { start, hidden })?;
     }
     Ok(cache)
+}
+
+/// Reads prompts of any lengths, none of them empty, `chunk` tokens at a time (all rows together; 0: at once): hidden states `[b, d]`
+/// after each one's last token, and the cache, with room for `spare` tokens more of each row.
+///
+/// # Errors
+/// [`InputError::Empty`] for a prompt without tokens.
+pub fn read_prompts<B: KernelBackend>(
+    model: &Decoder<B>,
+    rows: &[&[u32]],
+    chunk: usize,
+    spare: usize,
+    device: &B::Device,
+) -> Result<(Tensor<B, 2>, Cache<B>)> {
+    read_after(model, rows, Reading { chunk, spare, cache: None }, device)
+}
+
+/// As [`read_prompts`], after what was read before.
+pub(crate) fn read_after<B: KernelBackend>(
+    model: &Decoder<B>,
+    rows: &[&[u32]],
+    reading: Reading<B>,
+    device: &B::Device,
+) -> Result<(Tensor<B, 2>, Cache<B>)> {
+    if let Some(row) = rows.iter().position(|row| row.is_empty()) {
+        return Err(InputError::Empty { row }.into());
+    }
+    let mut last: Vec<Option<Tensor<B, 2>>> = vec![None; rows.len()];
+    let cache = prefill(model, rows, reading, device, &mut |slice| {
+        let end = slice.start + slice.hidden.dims()[1];
+        for (i, row) in rows.iter().enumerate() {
+            if (slice.start..end).contains(&(row.len() - 1)) {
+                last[i] = Some(slice.pick(&[(i, row.len() - 1)]));
+            }
+        }
+        Ok(())
+    })?;
+    let cache = cache.ok_or(InputError::Empty { row: 0 })?;
+    Ok((Tensor::cat(last.into_iter().flatten().collect(), 0), cache))
 }
 
 /// `[b, len]`, padded with id 0 at the end.

@@ -25,6 +25,7 @@ pub use error::{
     AdapterError, CheckpointError, Error, HubError, InputError, MegatronError, Mismatch, PickleError, Result, SamplingError,
     TokenizerError, TorchError,
 };
+pub use forward::{prefill_chunk, read_prompts};
 pub use generate::{Finish, GenerateOptions, Generated, Piece, Row, Timings, generate, prompt_ids};
 pub use hub::{Files, HubOptions, Progress, RemoteFile, RepoId, Resolved, remote_headers, resolve};
 pub use sampling::{Sampler, Sampling};

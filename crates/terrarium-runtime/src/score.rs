@@ -7,7 +7,7 @@ use terrarium_models::{Decoder, DecoderConfig};
 
 use crate::Result;
 use crate::error::{InputError, SamplingError};
-use crate::forward::{Slice, check_ids, host_logits, prefill};
+use crate::forward::{Reading, Slice, check_ids, host_logits, prefill};
 use crate::sampling::argmax;
 use crate::tokenizer::Tokenizer;
 
@@ -166,9 +166,9 @@ fn score_batch<B: KernelBackend>(
     scores: &mut [Score],
 ) -> Result<()> {
     let rows: Vec<&[u32]> = readings.iter().map(|reading| jobs[reading[0]].read()).collect();
-    let chunk = (budget / rows.len().max(1)).max(1);
+    let reading = Reading { chunk: budget, spare: 0, cache: None };
     let visit = &mut |slice| score_slice(model, config, jobs, readings, &slice, options, scores);
-    prefill(model, &rows, chunk, device, visit)?;
+    prefill(model, &rows, reading, device, visit)?;
     Ok(())
 }
 

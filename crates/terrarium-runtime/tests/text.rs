@@ -105,9 +105,9 @@ fn rows_of_a_ragged_batch_are_what_they_are_alone() {
                     run(&model, &config, None, std::slice::from_ref(prompt), &GenerateOptions { seed: 11 + i as u64, ..options.clone() });
                 assert_eq!(alone.rows[0], together.rows[i], "row {i}, temperature {temperature}");
             }
-            for (batch, prefill_chunk) in [(2, 0), (16, 5), (3, 1)] {
+            for (batch, prefill_chunk) in [(2, Some(0)), (16, Some(25)), (16, Some(5)), (3, Some(1)), (5, None)] {
                 let other = run(&model, &config, None, &prompts, &GenerateOptions { batch, prefill_chunk, ..options.clone() });
-                assert_eq!(other.rows, together.rows, "batches of {batch}, prompts in chunks of {prefill_chunk}");
+                assert_eq!(other.rows, together.rows, "batches of {batch}, prompts in chunks of {prefill_chunk:?}");
             }
         }
     }

@@ -137,6 +137,12 @@ impl<B: Backend> KvCache<B> {
         Self { k: sized(k), v: sized(v), used, conv }
     }
 
+    /// Has room for `slots` in all: up to there nothing is copied when tokens are appended.
+    pub(crate) fn reserve(self, slots: usize) -> Self {
+        let slots = slots.max(self.capacity());
+        self.with_capacity(slots)
+    }
+
     /// Adds `[b, g, l, p]` keys and values behind those in use.
     fn append(past: Option<Self>, k: Tensor<B, 4>, v: Tensor<B, 4>, conv: Option<Tensor<B, 3>>) -> Self {
         let Some(Self { k: old_k, v: old_v, used, .. }) = past else {

@@ -13,7 +13,7 @@ use terrarium::eval::timing::{Part, RandomIds, Training};
 use terrarium::kernels::backend::{BackendTask, with_backend};
 use terrarium::kernels::{KernelBackend, TrainBackend};
 use terrarium::models::{Cache, Decoder, Layout};
-use terrarium::runtime::Precision;
+use terrarium::runtime::{self, Precision};
 use terrarium::train::data::{Batch, IGNORED};
 
 use crate::args::{ComputeArgs, DtypeArgs, TokenizerArgs};
@@ -136,40 +136,42 @@ impl BackendTask for Task<'_> {
         if new_tokens > 0 {
             let prompt = ids.take(prompt_tokens.max(1));
             let decode = || decode(&loaded.model, &prompt, new_tokens, device);
-            report.decode_ms_per_token = repeat(repeats, decode);
+            report.decode_ms_per_token = repeat(repeats, decode)?;
         }
         if prefill > 0 {
             let prompt = ids.take(prefill);
             report.prefill_ms = repeat(repeats, || {
                 let start = Instant::now();
-                last_id(&read(&loaded.model, &prompt, device).0);
-                milliseconds(start)
-            });
+                last_id(&read(&loaded.model, &prompt, 0, device)?.0);
+                Ok(milliseconds(start))
+            })?;
         }
         if train_tokens > 0 && repeats > 0 {
             drop(loaded);
             let loaded = load_model::load::<B>(source, Precision::F32, hub, console, device)?;
             let batch = batch(ids.take(train_tokens));
             let mut training = Training::<B>::new(loaded.model);
-            report.train_step_ms = repeat(repeats, || training.step(&batch, device));
+            report.train_step_ms = repeat(repeats, || Ok(training.step(&batch, device)))?;
         }
         Ok(report)
     }
 }
 
 /// One run to warm up, then `n` that count.
-fn repeat(n: usize, mut run: impl FnMut() -> f64) -> Vec<f64> {
-    (0..=n).map(|_| run()).skip(1).collect()
+fn repeat(n: usize, mut run: impl FnMut() -> runtime::Result<f64>) -> runtime::Result<Vec<f64>> {
+    let all: runtime::Result<Vec<f64>> = (0..=n).map(|_| run()).collect();
+    Ok(all?.split_off(1))
 }
 
 fn milliseconds(start: Instant) -> f64 {
     start.elapsed().as_secs_f64() * 1e3
 }
 
-/// Logits of the last position, as generation needs them.
-fn read<B: KernelBackend>(model: &Decoder<B>, ids: &[i32], device: &B::Device) -> (Tensor<B, 2>, Cache<B>) {
-    let (hidden, cache) = model.hidden(tensor(ids, device), None, &Layout::full(1, ids.len()));
-    (last(model, hidden), cache)
+/// Logits after the last token, as generation reads a prompt, and the cache with room for `spare` tokens.
+fn read<B: KernelBackend>(model: &Decoder<B>, ids: &[i32], spare: usize, device: &B::Device) -> runtime::Result<(Tensor<B, 2>, Cache<B>)> {
+    let ids: Vec<u32> = ids.iter().map(|&id| id as u32).collect();
+    let (hidden, cache) = runtime::read_prompts(model, &[&ids], runtime::prefill_chunk::<B>(device), spare, device)?;
+    Ok((model.logits(hidden), cache))
 }
 
 fn last<B: KernelBackend>(model: &Decoder<B>, hidden: Tensor<B, 3>) -> Tensor<B, 2> {
@@ -178,8 +180,8 @@ fn last<B: KernelBackend>(model: &Decoder<B>, hidden: Tensor<B, 3>) -> Tensor<B,
 }
 
 /// Milliseconds per token of greedy steps after the prompt; reading the prompt is not counted.
-fn decode<B: KernelBackend>(model: &Decoder<B>, prompt: &[i32], n: usize, device: &B::Device) -> f64 {
-    let (logits, mut cache) = read(model, prompt, device);
+fn decode<B: KernelBackend>(model: &Decoder<B>, prompt: &[i32], n: usize, device: &B::Device) -> runtime::Result<f64> {
+    let (logits, mut cache) = read(model, prompt, n, device)?;
     let mut id = last_id(&logits);
     let start = Instant::now();
     for _ in 0..n {
@@ -187,7 +189,7 @@ fn decode<B: KernelBackend>(model: &Decoder<B>, prompt: &[i32], n: usize, device
         cache = next;
         id = last_id(&last(model, hidden));
     }
-    milliseconds(start) / n as f64
+    Ok(milliseconds(start) / n as f64)
 }
 
 /// The likeliest id, read back from the device.

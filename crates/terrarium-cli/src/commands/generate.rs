@@ -72,7 +72,8 @@ pub struct Arguments {
     /// Seed of sampling.
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Read the prompt in pieces of so many tokens, for less memory; 0 reads it at once.
+    /// Read prompts in pieces of so many tokens, all prompts of a batch together; 0 reads them at once, which takes memory for all their
+    /// tokens [default: 8192, on a CPU 2048].
     #[arg(long, value_name = "N")]
     prefill_chunk: Option<usize>,
     #[command(flatten)]
@@ -207,9 +208,7 @@ fn options(arguments: &Arguments, file: &GenerationConfig) -> GenerateOptions {
     if !arguments.ignore_eos {
         options.eos = file.eos.clone();
     }
-    if let Some(tokens) = arguments.prefill_chunk {
-        options.prefill_chunk = tokens;
-    }
+    options.prefill_chunk = arguments.prefill_chunk;
     options
 }
 

@@ -105,12 +105,13 @@ impl<B: KernelBackend> Drop for Decoding<B> {
 }
 
 impl<B: KernelBackend> Decoding<B> {
-    /// Goes on from `cache`. Of the logits the first `known` columns are tokens. Where keys and values are kept in place, there is room for
-    /// `ahead` more tokens (not above 4096), and for as many again whenever these are used up.
+    /// Goes on from `cache`. Of the logits the first `known` columns are tokens. Where keys and values are kept in place and `cache` has
+    /// no room left, there is room for `ahead` more tokens (not above 4096), and for as many again whenever these are used up.
     pub fn new(model: &Decoder<B>, cache: Cache<B>, known: usize, ahead: usize, device: &B::Device) -> Self {
         let rows = cache.batch();
         let ahead = ahead.clamp(1, MOST_AHEAD);
-        let room = cache.len() + ahead;
+        // Who read the prompt may have made room already.
+        let room = cache.capacity().filter(|&capacity| capacity > cache.len()).unwrap_or(cache.len() + ahead);
         let constant = model.has_constant_state();
         let in_place = !constant && B::steps_in_place(device);
         let recorder = if constant || in_place { B::recorder(device) } else { None };

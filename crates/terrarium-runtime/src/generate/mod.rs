@@ -7,13 +7,12 @@ mod stop;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-use burn::tensor::Tensor;
 use terrarium_kernels::KernelBackend;
 use terrarium_models::{Cache, Decoder, DecoderConfig};
 
 use crate::Result;
 use crate::error::InputError;
-use crate::forward::{check_ids, host_logits, prefill};
+use crate::forward::{check_ids, host_logits, prefill_chunk, read_prompts};
 use crate::sampling::Sampling;
 use crate::tokenizer::Tokenizer;
 pub use decoding::Decoding;
@@ -34,8 +33,9 @@ pub struct GenerateOptions {
     pub eos: Vec<u32>,
     /// Strings that end a row and are not part of its text. They need a tokenizer.
     pub stop: Vec<String>,
-    /// Prompt tokens per pass: bounds the memory of long prompts; 0 takes them whole.
-    pub prefill_chunk: usize,
+    /// Prompt tokens per pass, all rows together: bounds the memory of long prompts. 0 takes them whole, `None` is
+    /// [`crate::prefill_chunk`].
+    pub prefill_chunk: Option<usize>,
     /// Rows generated together.
     pub batch: usize,
     /// Shows special tokens in the text.
@@ -52,7 +52,7 @@ impl GenerateOptions {
             seeds: None,
             eos: vec![],
             stop: vec![],
-            prefill_chunk: 512,
+            prefill_chunk: None,
             batch: 16,
             keep_special: false,
         }
@@ -270,20 +270,15 @@ impl<B: KernelBackend> Run<'_, B> {
     /// Reads the prompts: logits after each one's last token, and the cache.
     fn read(&self, prompts: &[Vec<u32>]) -> Result<(Vec<f32>, Cache<B>)> {
         let rows: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
-        let mut last: Vec<Option<Tensor<B, 2>>> = vec![None; rows.len()];
-        let cache = prefill(self.model, &rows, self.options.prefill_chunk, self.device, &mut |slice| {
-            let end = slice.start + slice.hidden.dims()[1];
-            for (i, row) in rows.iter().enumerate() {
-                if (slice.start..end).contains(&(row.len() - 1)) {
-                    last[i] = Some(slice.pick(&[(i, row.len() - 1)]));
-                }
-            }
-            Ok(())
-        })?;
-        let hidden = Tensor::cat(last.into_iter().flatten().collect(), 0);
-        // Prompts are never empty, so there was a pass.
-        let cache = cache.ok_or(InputError::Empty { row: 0 })?;
+        let chunk = self.options.prefill_chunk.unwrap_or_else(|| prefill_chunk::<B>(self.device));
+        let (hidden, cache) = read_prompts(self.model, &rows, chunk, self.spare(&rows), self.device)?;
         Ok((host_logits(self.model, hidden)?, cache))
+    }
+
+    /// Tokens that the cache has room for behind the prompts: those asked for, though no more than a cache twice as long has.
+    fn spare(&self, rows: &[&[u32]]) -> usize {
+        let longest = rows.iter().map(|row| row.len()).max().unwrap_or(0);
+        self.options.max_new_tokens.min(longest.max(1024))
     }
 
     /// Columns of the logits that are tokens: rows of the embedding beyond the tokenizer's ids are padding, never text.
