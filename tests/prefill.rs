@@ -65,6 +65,31 @@ fn a_cache_takes_the_memory_of_its_tokens() {
 }
 
 #[test]
+fn stretched_caches_repeat_their_tokens() {
+    for config in configs() {
+        let model = model::<B>(&config, 36, &device());
+        let prompts: Vec<Vec<u32>> = [3, 4].map(|seed| ids(seed, 7, 61).into_iter().map(|id| id as u32).collect()).to_vec();
+        let (_, cache) = read_prompts(&model, &[&prompts[0], &prompts[1]], 0, 0, &device()).unwrap();
+        let stretched = cache.clone().stretched(17, 19);
+        let name = config.family.name();
+        assert_eq!((stretched.len(), stretched.bytes()), (17, 2 * config.state_bytes(19, 4)), "{name}");
+        for ((key, short), (_, long)) in cache.tensors().into_iter().zip(stretched.tensors()) {
+            let tiled = match short.dims()[2] {
+                7 if !key.ends_with("conv") && !key.ends_with("ssm") => {
+                    Tensor::cat(vec![short.clone(), short.clone(), short.narrow(2, 0, 3)], 2)
+                }
+                _ => short,
+            };
+            assert_eq!(floats(long), floats(tiled), "{name}: {key}");
+        }
+        // It goes on as caches do.
+        let (logits, after) = model.forward(tensor(&[5, 6], [2, 1], &device()), Some(stretched), &Layout::full(2, 1));
+        assert!(after.len() == 18 && floats(logits).iter().all(|x| x.is_finite()), "{name}");
+        assert_eq!((cache.clone().stretched(3, 5).len(), cache.len()), (7, 7));
+    }
+}
+
+#[test]
 fn a_prompt_without_tokens_is_refused() {
     let model = model::<B>(&configs()[0], 33, &device());
     let error = read_prompts(&model, &[&[1, 2], &[]], 0, 0, &device()).expect_err("an error");

@@ -462,6 +462,10 @@ impl<B: KernelBackend, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
         B::memory(device)
     }
 
+    fn capacity(device: &Self::Device) -> Option<u64> {
+        B::capacity(device)
+    }
+
     fn causal_conv1d(args: ConvArgs<Self>) -> ConvOut<Self> {
         if !runs::<B>(Op::CausalConv1d, args.x.dtype(), &args.sizes(), &args.x.device()) {
             return causal_conv1d::reference::causal_conv1d(args);

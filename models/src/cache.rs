@@ -130,6 +130,18 @@ impl<B: Backend> Cache<B> {
         Self { context: self.context, layers: self.layers.into_iter().map(room).collect() }
     }
 
+    /// As large as after `slots` tokens of every row, with room for `room`: keys and values are those of the tokens read, over and over,
+    /// and states of constant size stay as they are. For measuring what long contexts cost without reading one; what a model makes of it
+    /// means nothing.
+    pub fn stretched(mut self, slots: usize, room: usize) -> Self {
+        self.context.skip(slots.saturating_sub(self.len()));
+        let stretched = |layer| match layer {
+            LayerCache::Attention(cache) => LayerCache::Attention(cache.repeat(slots, room)),
+            other => other,
+        };
+        Self { context: self.context, layers: self.layers.into_iter().map(stretched).collect() }
+    }
+
     /// Keeps the given rows, in the given order.
     ///
     /// # Panics

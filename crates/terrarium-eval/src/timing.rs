@@ -6,19 +6,19 @@
 //! whole step is everything else: elementwise operations between these, changes of type, and waiting for the host. It may be below
 //! zero, where calls go faster in a step than alone.
 
+pub mod decode;
+mod random;
+
 use std::time::Instant;
 
+use burn::tensor::DType;
 use burn::tensor::backend::Backend;
-use burn::tensor::{DType, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 use terrarium_kernels::measure::{self, Shape};
 use terrarium_kernels::{KernelBackend, TrainBackend};
-use terrarium_models::init::RandomSource;
 use terrarium_models::layers::NormKind;
-use terrarium_models::params::{ParamSource, ParamSpec};
-use terrarium_models::{Cache, Decoder, DecoderConfig, MixerConfig};
-use terrarium_runtime::generate::Decoding;
-use terrarium_runtime::{Result, prefill_chunk, read_prompts};
+use terrarium_models::{Decoder, DecoderConfig, MixerConfig};
+use terrarium_runtime::Result;
 use terrarium_train::TrainConfig;
 use terrarium_train::data::{Batch, IGNORED};
 use terrarium_train::gradients::{Gradients, Norm, clip_factor};
@@ -26,6 +26,8 @@ use terrarium_train::loss;
 use terrarium_train::optim::{AdamW, AdamWConfig};
 
 use crate::experiment::forward_flop;
+pub use decode::Decode;
+pub use random::{RandomIds, random_model};
 
 /// What is timed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,7 +47,7 @@ pub struct Load {
     pub part: Part,
     /// Rows.
     pub batch: usize,
-    /// Tokens of a row; when decoding, those already read.
+    /// Tokens of a row; when decoding, those before the first, see [`decode`].
     pub tokens: usize,
     /// Tokens decoded, one after another.
     pub new_tokens: usize,
@@ -74,6 +76,12 @@ pub struct Timed {
     pub recorded: Option<usize>,
     /// The parts of a training step, where they were asked for.
     pub step: Option<Step>,
+    /// The most memory that was taken at once when reading or decoding, bytes; see [`memory`].
+    pub memory: Option<u64>,
+    /// Bytes that a decoding step cannot but move; see [`Decode::floor`].
+    pub floor: Option<f64>,
+    /// Bytes of the cache when decoding.
+    pub cache: Option<u64>,
 }
 
 /// What [`Step::by_operation`] calls the rest.
@@ -147,12 +155,11 @@ impl Step {
 /// When the device failed while reading or decoding.
 pub fn time_model<B: TrainBackend>(config: &DecoderConfig, load: &Load, dtype: DType, device: &B::Device) -> Result<Timed> {
     let Load { part, batch, tokens, new_tokens, repeats, seed, labelled, in_parts } = *load;
-    let mut source = Tiled(RandomSource::new(seed));
     let mut ids = RandomIds::new(seed, config.vocab_size);
-    let (mut recorded, mut step) = (None, None);
+    let (mut recorded, mut step, mut most, mut decoding) = (None, None, None, None);
     let (name, count, flop, ms) = match part {
         Part::Train => {
-            let model = Decoder::<B>::build(config, &mut source, DType::F32, device);
+            let model = random_model::<B>(config, seed, DType::F32, device);
             let model = if dtype == DType::F32 { model } else { model.computing_in(dtype) };
             let rows = rows(&mut ids, batch, tokens, labelled);
             let mut training = Training::new(model);
@@ -169,27 +176,23 @@ pub fn time_model<B: TrainBackend>(config: &DecoderConfig, load: &Load, dtype: D
             ("training step", batch * tokens, 6.0, ms)
         }
         Part::Prefill => {
-            let model = Decoder::<B::InnerBackend>::build(config, &mut source, dtype, device);
-            let prompts = prompts(ids.take(batch * tokens), tokens);
-            let all: Result<Vec<f64>> = (0..repeats + 2).map(|_| prefill(&model, &prompts, device)).collect();
+            let model = random_model::<B::InnerBackend>(config, seed, dtype, device);
+            let all: Result<Vec<f64>> = (0..repeats + 2).map(|_| decode::prefill(&model, &mut ids, [batch, tokens], device)).collect();
+            most = memory::<B>(device);
             ("prefill", batch * tokens, 2.0, sorted(all?))
         }
         Part::Decode => {
-            let model = Decoder::<B::InnerBackend>::build(config, &mut source, dtype, device);
-            let prompts = prompts(ids.take(batch * tokens), tokens);
-            let spare = WARM_STEPS + (repeats + 2) * new_tokens;
-            let (_, cache) = read(&model, &prompts, spare, device)?;
-            let mut decoding = warm(&model, cache, config.vocab_size, device)?;
-            let all: Result<Vec<f64>> = (0..repeats + 2).map(|_| decode(&mut decoding, new_tokens)).collect();
-            recorded = decoding.recorded();
-            ("decoding step", batch, 2.0, sorted(all?))
+            let model = random_model::<B::InnerBackend>(config, seed, dtype, device);
+            let decode = Decode { batch, context: tokens, new_tokens, repeats, seed };
+            let found = decode.run(&model, config, device)?;
+            (recorded, most) = (found.recorded, found.memory);
+            decoding = Some((decode.floor(config, dtype), found.cache));
+            ("decoding step", batch, 2.0, found.ms)
         }
     };
-    Ok(Timed { name, count, flop, ms, recorded, step })
+    let (floor, cache) = decoding.unzip();
+    Ok(Timed { name, count, flop, ms, recorded, step, memory: most, floor, cache })
 }
-
-/// Steps of decoding before the first that is timed: they compile kernels, and record a step where that can be done.
-const WARM_STEPS: usize = 4;
 
 /// Without the first two, which warm up, in order.
 fn sorted(times: Vec<f64>) -> Vec<f64> {
@@ -207,6 +210,22 @@ pub fn memory<B: KernelBackend>(device: &B::Device) -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
+}
+
+/// Bytes of memory that there are for a model: those of the device where it tells, on a CPU those that are free or this process has.
+pub fn capacity<B: KernelBackend>(device: &B::Device) -> Option<u64> {
+    if let Some(bytes) = B::capacity(device) {
+        return Some(bytes);
+    }
+    if !matches!(B::name(device).as_str(), "flex" | "ndarray") {
+        return None;
+    }
+    let kilobytes = |path: &str, key: &str| -> Option<u64> {
+        let text = std::fs::read_to_string(path).ok()?;
+        text.lines().find_map(|line| line.strip_prefix(key))?.split_whitespace().next()?.parse().ok()
+    };
+    let free = kilobytes("/proc/meminfo", "MemAvailable:")?;
+    Some(1024 * (free + kilobytes("/proc/self/status", "VmRSS:").unwrap_or(0)))
 }
 
 /// A step as it was measured.
@@ -371,32 +390,6 @@ fn factor<B: KernelBackend>(grads: &mut Gradients<B>) -> f64 {
     }
 }
 
-/// Ids of no meaning, the same for a seed everywhere (splitmix64).
-pub struct RandomIds {
-    state: u64,
-    vocab: usize,
-}
-
-impl RandomIds {
-    /// Ids below `vocab`.
-    pub fn new(seed: u64, vocab: usize) -> Self {
-        Self { state: seed, vocab }
-    }
-
-    /// The next `n`.
-    pub fn take(&mut self, n: usize) -> Vec<i32> {
-        (0..n).map(|_| self.next()).collect()
-    }
-
-    fn next(&mut self) -> i32 {
-        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) % self.vocab.max(1) as u64) as i32
-    }
-}
-
 /// Rows whose last `labelled` tokens are predicted.
 fn rows(ids: &mut RandomIds, rows: usize, length: usize, labelled: usize) -> Batch {
     let ids = ids.take(rows * length);
@@ -404,65 +397,4 @@ fn rows(ids: &mut RandomIds, rows: usize, length: usize, labelled: usize) -> Bat
     let label = |row: &[i32], at: usize| if (first..length - 1).contains(&at) { row[at + 1] } else { IGNORED };
     let labels = ids.chunks(length).flat_map(|row| (0..length).map(|at| label(row, at)).collect::<Vec<_>>()).collect();
     Batch { rows, length, ids, labels, documents: vec![0; rows * length] }
-}
-
-/// Rows of equal length, of ids that are never negative.
-fn prompts(ids: Vec<i32>, length: usize) -> Vec<Vec<u32>> {
-    ids.chunks(length).map(|row| row.iter().map(|&id| id as u32).collect()).collect()
-}
-
-/// Reads prompts as generation does: states after the last token of each, `[b, d]`, and the cache, with room for `spare` tokens more.
-fn read<B: KernelBackend>(model: &Decoder<B>, prompts: &[Vec<u32>], spare: usize, device: &B::Device) -> Result<(Tensor<B, 2>, Cache<B>)> {
-    let rows: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
-    read_prompts(model, &rows, prefill_chunk::<B>(device), spare, device)
-}
-
-/// Milliseconds until the logits after the last token of each row are there.
-fn prefill<B: KernelBackend>(model: &Decoder<B>, prompts: &[Vec<u32>], device: &B::Device) -> Result<f64> {
-    let start = Instant::now();
-    let (hidden, _) = read(model, prompts, 0, device)?;
-    model.logits(hidden).argmax(1).into_data();
-    Ok(start.elapsed().as_secs_f64() * 1e3)
-}
-
-/// Rows that go on from `cache`, a few tokens on.
-fn warm<B: KernelBackend>(model: &Decoder<B>, cache: Cache<B>, vocab: usize, device: &B::Device) -> Result<Decoding<B>> {
-    let mut ids = RandomIds::new(cache.len() as u64, vocab);
-    let newest: Vec<u32> = ids.take(cache.batch()).into_iter().map(|id| id as u32).collect();
-    let mut decoding = Decoding::new(model, cache, vocab, 1024, device).choosing();
-    decoding.read(&newest)?;
-    for _ in 1..WARM_STEPS {
-        decoding.advance()?;
-    }
-    decoding.likeliest()?;
-    Ok(decoding)
-}
-
-/// Milliseconds of a greedy step whose token stays on the device.
-fn decode<B: KernelBackend>(decoding: &mut Decoding<B>, n: usize) -> Result<f64> {
-    let start = Instant::now();
-    for _ in 0..n {
-        decoding.advance()?;
-    }
-    decoding.likeliest()?;
-    Ok(start.elapsed().as_secs_f64() * 1e3 / n as f64)
-}
-
-/// Random values, of which large tensors repeat the first: billions of them would take minutes to draw.
-struct Tiled(RandomSource);
-
-impl ParamSource for Tiled {
-    fn param(&mut self, spec: &ParamSpec) -> TensorData {
-        const DRAWN: usize = 1 << 20;
-        let n = spec.len();
-        if n <= DRAWN {
-            return self.0.param(spec);
-        }
-        let drawn = self.0.param(&ParamSpec { shape: vec![DRAWN], ..spec.clone() });
-        let drawn: Vec<f32> = drawn.iter::<f32>().collect();
-        // Not a whole number of rows, so that rows differ.
-        let drawn = &drawn[..DRAWN - 3];
-        let values: Vec<f32> = drawn.iter().copied().cycle().take(n).collect();
-        TensorData::new(values, spec.shape.clone())
-    }
 }

@@ -172,13 +172,58 @@ fn models_go_on_at_longer_lengths() {
 fn everything_is_timed_and_right() {
     let dir = tempfile::tempdir().unwrap();
     let summary = finish(&options("speed", dir.path(), &[]));
-    // Three operations at two lengths, two at two states; four models in three parts.
-    assert_eq!(summary.report.cells.len(), 6 + 4 + 12);
-    for cell in &summary.report.cells {
+    let cells = &summary.report.cells;
+    // Three operations at two lengths, two at two states; four models in training, and at two contexts read and decode; two at
+    // three contexts and two batches.
+    assert_eq!(cells.len(), 6 + 4 + 4 + 2 * 8 + 2 * 6);
+    for cell in cells {
         // What is wrong is not timed, and says so.
         assert!(number(cell, "ms") > 0.0 && cell["note"].is_null(), "{cell:?}");
         assert!(cell["part"] == "operation" || number(cell, "tokens_per_s") > 0.0, "{cell:?}");
     }
+    let of = |name: &str, context: f64, rows: f64| {
+        let wanted = |cell: &&serde_json::Map<String, Value>| {
+            cell["what"] == name && cell["part"] == "generation" && number(cell, "length") == context && number(cell, "rows") == rows
+        };
+        cells.iter().find(wanted).unwrap_or_else(|| panic!("no {name} at {context} x {rows}"))
+    };
+    // Room for 4 tokens to warm up and 5 times 4: a token of the Transformer leaves 4 layers of keys and values of 64, one of the hybrid
+    // one layer of 16.
+    for (context, rows) in [(128.0, 1.0), (4096.0, 4.0), (16384.0, 1.0), (16384.0, 4.0)] {
+        let (hybrid, transformer) = (of("Hybrid", context, rows), of("Transformer", context, rows));
+        assert_eq!(number(transformer, "cache_bytes"), rows * (context + 24.0) * 4.0 * 2.0 * 64.0 * 4.0);
+        let growth = number(hybrid, "cache_bytes") - rows * (context + 24.0) * 2.0 * 16.0 * 4.0;
+        assert_eq!(growth, rows * (number(of("Hybrid", 128.0, 1.0), "cache_bytes") - (128.0 + 24.0) * 2.0 * 16.0 * 4.0));
+        for cell in [hybrid, transformer] {
+            assert!(number(cell, "of_floor") > 0.0 && number(cell, "floor_bytes") > number(cell, "cache_bytes") * 0.5, "{cell:?}");
+        }
+    }
+    // Attention over a hundred times the tokens is felt. The times are those of a shared machine.
+    let ms = |name: &str, context: f64| number(of(name, context, 4.0), "ms");
+    assert!(ms("Transformer", 16384.0) > 1.5 * ms("Transformer", 128.0), "{cells:?}");
+    assert!(summary.verdict.contains("Hybrid decodes faster than Transformer wherever both fit"), "{}", summary.verdict);
+    let page = std::fs::read_to_string(dir.path().join("report.md")).unwrap();
+    assert!(page.contains("## The device") && page.contains("batch 4: ") && page.contains("the rest of the cache are copies"), "{page}");
+}
+
+#[test]
+fn what_does_not_fit_is_left_out_and_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let nothing = ["operations.lengths=[]", "operations.states=[]", "models.architectures=[]"];
+    let set = ["generation.contexts=[64,1000000000000]", "generation.batches=[1]", "generation.new_tokens=1", "generation.repeats=1"];
+    let summary = finish(&options("speed", dir.path(), &[&nothing[..], &set[..]].concat()));
+    let fits: Vec<bool> = summary.report.cells.iter().map(|cell| cell["note"].is_null()).collect();
+    assert_eq!(fits, [true, false, true, false]);
+    for cell in summary.report.cells.iter().filter(|cell| number(cell, "length") > 64.0) {
+        let note = cell["note"].as_str().unwrap();
+        assert!(note.starts_with("does not fit: needs ") && note.contains(" GB of "), "{note}");
+        assert!(cell["ms"].is_null() && number(cell, "floor_ms") > 1000.0, "{cell:?}");
+    }
+    let error = |set: &str| Recipe::open("speed", true, &[set.to_string()]).and_then(|recipe| recipe.check()).unwrap_err();
+    assert!(error("generation.models.0.preset=mamba2-hybrid").to_string().contains("near it"));
+    let unknown = error(r#"generation.models.0.set={"depth": 3}"#);
+    assert!(unknown.is_usage() && unknown.to_string().contains("depth"), "{unknown}");
+    assert!(error("generation.contexts=[9000000000000000000]").to_string().contains("at most"));
 }
 
 /// Stops after so many cells and a few steps.

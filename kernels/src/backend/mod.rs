@@ -245,6 +245,11 @@ pub trait KernelBackend: Backend {
         None
     }
 
+    /// Bytes of memory that `device` has, in use or not, where it tells.
+    fn capacity(_device: &Self::Device) -> Option<u64> {
+        None
+    }
+
     /// Sum of the squares of each of `tensors`, on the host.
     fn square_sums(tensors: &[Tensor<Self, 1>]) -> Vec<f64> {
         adamw::reference::square_sums(tensors)

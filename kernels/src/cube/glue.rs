@@ -273,6 +273,10 @@ where
         Some(Memory { in_use: usage.bytes_in_use, reserved: usage.bytes_reserved })
     }
 
+    fn capacity(device: &Self::Device) -> Option<u64> {
+        crate::cube::capacity::<R>(device)
+    }
+
     fn linear(x: Tensor<Self, 2>, weight: Tensor<Self, 2>, bias: Option<Tensor<Self, 1>>) -> Tensor<Self, 2> {
         match fused::<Self>(Op::Linear, x.dtype()) {
             Some(_) => linear::cube::forward(x, weight, bias),

@@ -14,6 +14,17 @@ pub(crate) mod record;
 pub(crate) mod reduce;
 mod rows;
 
+/// Bytes of memory that `device` has, where its runtime tells.
+#[cfg(feature = "cuda")]
+fn capacity<R: burn_cubecl::CubeRuntime>(device: &R::Device) -> Option<u64> {
+    cuda::capacity::<R>(device)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn capacity<R: burn_cubecl::CubeRuntime>(_device: &R::Device) -> Option<u64> {
+    None
+}
+
 pub(crate) use device::Device;
 pub(crate) use fold::fold;
 pub(crate) use rows::{Rows, Tokens, line, rows, tokens, vector_size};

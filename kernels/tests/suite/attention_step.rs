@@ -76,7 +76,8 @@ impl Steps {
             }
             values
         });
-        let tensor = |values: &[f64]| Tensor::<B, 1>::from_data(TensorData::new(values.to_vec(), [values.len()]), (&device, DType::F32)).cast(dtype);
+        let tensor =
+            |values: &[f64]| Tensor::<B, 1>::from_data(TensorData::new(values.to_vec(), [values.len()]), (&device, DType::F32)).cast(dtype);
         let [mut keys, mut values] = buffers.each_ref().map(|buffer| tensor(buffer).reshape([b, g, capacity, p]));
         let positions: Vec<i32> = (0..b).map(|row| self.position(row, 0) as i32).collect();
         let mut standing = Standing::<B>::new(self.slots, &positions, self.documents().as_ref(), capacity, &device).unwrap();
@@ -114,7 +115,8 @@ impl Steps {
                         let key = &buffers[0][(base + slot) * p..][..p];
                         (0.375 * query.iter().zip(key).map(|(q, k)| q * k).sum::<f64>()).exp()
                     };
-                    let seen: Vec<(usize, f64)> = (0..=slot).filter(|slot| self.sees(row, *slot)).map(|slot| (slot, weight(&slot))).collect();
+                    let seen: Vec<(usize, f64)> =
+                        (0..=slot).filter(|slot| self.sees(row, *slot)).map(|slot| (slot, weight(&slot))).collect();
                     let sum: f64 = seen.iter().map(|(_, weight)| weight).sum();
                     for (slot, weight) in seen {
                         for i in 0..p {

@@ -152,6 +152,19 @@ impl<B: Backend> KvCache<B> {
         let after = used + k.dims()[2];
         Self { k: write(old_k, used, k), v: write(old_v, used, v), used: after, conv }
     }
+
+    /// The tokens over and over, up to `slots`, with room for `room`.
+    pub(crate) fn repeat(self, slots: usize, room: usize) -> Self {
+        let (used, (k, v)) = (self.used, self.used());
+        // Larger, and so a buffer of its own that is written in place.
+        let mut cache = self.reserve(room.max(slots));
+        while used > 0 && cache.used < slots {
+            let more = used.min(slots - cache.used);
+            let conv = cache.conv.clone();
+            cache = Self::append(Some(cache), k.clone().narrow(2, 0, more), v.clone().narrow(2, 0, more), conv);
+        }
+        cache
+    }
 }
 
 /// Writes `new` at slot `used` of `buffer`, which is enlarged when it is full.

@@ -70,7 +70,9 @@ pub fn run(arguments: &Arguments, console: &Console) -> Result<(), Failure> {
             Err(Failure::Interrupted)
         }
         Outcome::Shared { finished, cells } => {
-            console.note(format_args!("{finished} of {cells} are finished, other processes are at the rest; the last of them writes the report"));
+            console.note(format_args!(
+                "{finished} of {cells} are finished, other processes are at the rest; the last of them writes the report"
+            ));
             Ok(())
         }
     }

@@ -229,6 +229,26 @@ fn bench_ops_checks_and_times_what_is_asked_for() {
 }
 
 #[test]
+fn bench_says_what_reading_and_decoding_take() {
+    let run = |part: &str, batch: &str| {
+        let command =
+            ["bench", part, "--preset", "pythia-14m", "--tokens", "100", "--new-tokens", "2", "--repeats", "2", "--device", "cpu"];
+        run(&[&command[..], &["--batch", batch, "--dtype", "f32", "--json"]].concat()).ok().json().remove(0)
+    };
+    let number = |value: &Value, key: &str| value[key].as_f64().unwrap_or_else(|| panic!("no {key} in {value}"));
+    let read = run("prefill", "2");
+    assert!(number(&read, "memory_bytes") > 14e6 * 4.0 && read["cache_bytes"].is_null(), "{read}");
+    let (one, two) = (run("decode", "1"), run("decode", "2"));
+    // 6 layers of keys and values of 128, for 100 tokens and the 12 that follow.
+    let token = 6.0 * 2.0 * 128.0 * 4.0;
+    assert_eq!([number(&one, "cache_bytes"), number(&two, "cache_bytes")], [112.0 * token, 224.0 * token]);
+    assert_eq!(number(&two, "floor_bytes") - number(&one, "floor_bytes"), 100.0 * token);
+    let floor = number(&one, "floor_bytes") / number(&one, "copy_tbs") / 1e9;
+    assert!((number(&one, "floor_ms") / floor - 1.0).abs() < 1e-9);
+    assert!((number(&one, "of_floor") * number(&one, "median_ms") / floor - 1.0).abs() < 1e-9);
+}
+
+#[test]
 fn bench_train_takes_the_step_apart() {
     let command = ["bench", "train", "--preset", "pythia-14m", "--tokens", "16", "--repeats", "1", "--device", "cpu"];
     let report = run(&[&command[..], &["--json"]].concat()).ok().json().remove(0);

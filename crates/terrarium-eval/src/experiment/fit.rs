@@ -7,6 +7,7 @@ use burn::module::AutodiffModule;
 use burn::tensor::{DType, Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use terrarium_kernels::measure::Machine;
 use terrarium_kernels::{KernelBackend, TrainBackend};
 use terrarium_models::{Decoder, DecoderConfig};
 use terrarium_train::config::{Compute, Shape};
@@ -224,8 +225,8 @@ impl Finding for Learned {
         format!("{scores}; {} steps in {:.1} s, {} tokens/s{end}", self.steps, self.seconds, short(self.tokens_per_s))
     }
 
-    fn judge(&mut self, ceiling: Option<f64>) {
-        self.ceiling = ceiling;
+    fn judge(&mut self, machine: Option<&Machine>) {
+        self.ceiling = machine.and_then(|machine| machine.matmul_tflops).map(|tflops| 1e12 * tflops);
     }
 }
 

@@ -5,6 +5,7 @@ mod copying;
 mod curriculum;
 mod fit;
 mod folder;
+mod generation;
 mod layer_mix;
 mod long_context;
 mod mqar;
@@ -17,6 +18,7 @@ mod stats;
 mod sweep;
 mod text;
 
+use std::any::Any;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -38,6 +40,7 @@ pub use arch::{Architecture, Kind};
 pub use copying::{CopyTask, Copying};
 pub use curriculum::Curriculum;
 pub use fit::{Learned, Pace, Training};
+pub use generation::{Generation, Shape};
 pub use layer_mix::LayerMix;
 pub use long_context::{Continuation, LongContext, LongTask, Rows};
 pub use mqar::{Mqar, MqarTask};
@@ -172,8 +175,8 @@ pub(crate) trait Finding: Serialize + DeserializeOwned {
     /// In a few words.
     fn words(&self) -> String;
 
-    /// Told what the folder's device reaches in a matrix product, FLOP per second.
-    fn judge(&mut self, _ceiling: Option<f64>) {}
+    /// Told what the folder's device reaches.
+    fn judge(&mut self, _machine: Option<&Machine>) {}
 }
 
 /// A training step to be taken apart.
@@ -216,6 +219,11 @@ pub(crate) trait Experiment: Sync {
         None
     }
 
+    /// In what type of numbers it is to be known what the device reaches, if that is to be known.
+    fn judged_in<B: TrainBackend>(&self, device: &B::Device) -> Option<DType> {
+        self.training().map(|training| training.precision.on::<B>(device).unwrap_or(DType::F32))
+    }
+
     /// Training steps that the report takes apart, one per kind of model.
     fn subjects(&self, _cells: &[Self::Cell]) -> Vec<Subject> {
         Vec::new()
@@ -252,12 +260,26 @@ pub(crate) struct Running<'a> {
     pub stop: &'a StopFlag,
     watch: &'a mut dyn Watch,
     guessed: &'a Guessed,
+    /// What a cell left to those after it, and its name.
+    left: &'a mut Option<(String, Box<dyn Any>)>,
     /// Guessed seconds of this cell.
     guess: f64,
     begun: Instant,
 }
 
 impl Running<'_> {
+    /// What `make` gives, or what it gave under this name to the last cell that asked. One such thing is kept at a time.
+    pub fn shared<T: Clone + 'static>(&mut self, name: &str, make: impl FnOnce() -> T) -> T {
+        let kept = self.left.as_ref().filter(|(known, _)| known == name).and_then(|(_, kept)| kept.downcast_ref::<T>().cloned());
+        kept.unwrap_or_else(|| {
+            // Two of them may not fit the device.
+            drop(self.left.take());
+            let made = make();
+            *self.left = Some((name.to_string(), Box::new(made.clone())));
+            made
+        })
+    }
+
     /// Tells how far the cell is.
     pub fn step(&mut self, step: usize, steps: usize, text: String) {
         let share = step as f64 / steps.max(1) as f64;
@@ -336,11 +358,11 @@ fn run_on<B: TrainBackend, E: Experiment>(
     let finished = found.iter().flatten().count();
     let estimate = Duration::try_from_secs_f64(later).unwrap_or_default();
     watch.event(Event::Plan { cells: cells.len(), finished, estimate, device: name.clone() });
-    let dtype = experiment.training().map(|training| training.precision.on::<B>(device).unwrap_or(DType::F32));
+    let dtype = experiment.judged_in::<B>(device);
     // Of what was all done on another device this one writes the report, and measures nothing.
     let elsewhere = folder.machine()?.filter(|known| finished == cells.len() && known.device != name);
     let name = elsewhere.as_ref().map_or(name, |known| known.device.clone());
-    let (mut guessed, mut real) = (0.0, 0.0);
+    let (mut guessed, mut real, mut left) = (0.0, 0.0, None);
     for (number, (cell, slot)) in cells.iter().zip(&mut found).enumerate() {
         if slot.is_some() {
             continue;
@@ -356,7 +378,8 @@ fn run_on<B: TrainBackend, E: Experiment>(
         watch.event(Event::Begin { number: number + 1, label: label.clone() });
         let guesses = Guessed { later, guessed, real };
         let begun = Instant::now();
-        let mut running = Running { log: claim.begin()?, stop: &options.stop, watch, guessed: &guesses, guess: guess(cell), begun };
+        let log = claim.begin()?;
+        let mut running = Running { log, stop: &options.stop, watch, guessed: &guesses, left: &mut left, guess: guess(cell), begun };
         let result = if options.stop.requested() { None } else { experiment.run::<B>(cell, &mut running, device)? };
         guessed += guess(cell);
         real += begun.elapsed().as_secs_f64();
@@ -371,6 +394,7 @@ fn run_on<B: TrainBackend, E: Experiment>(
         // What one model leaves in the memory pools is of no use to the next.
         <B::InnerBackend as Backend>::memory_cleanup(device);
     }
+    drop(left);
     for (cell, slot) in cells.iter().zip(&mut found).filter(|(_, slot)| slot.is_none()) {
         *slot = folder.finished(&cell.name().id)?;
     }
@@ -385,7 +409,6 @@ fn run_on<B: TrainBackend, E: Experiment>(
         (None, Some(dtype)) => Some(machine::<B>(&folder, dtype, device)?),
         (None, None) => None,
     };
-    let ceiling = machine.as_ref().and_then(|machine| machine.matmul_tflops).map(|tflops| 1e12 * tflops);
     let mut surroundings = Surroundings { device: name, machine, steps: Vec::new() };
     let subjects = experiment.subjects(&cells);
     if here && !subjects.is_empty() {
@@ -403,7 +426,7 @@ fn run_on<B: TrainBackend, E: Experiment>(
         surroundings.steps.extend(step.map(|step| (subject.label, step)));
     }
     // Cells may come from folders of other runs: one device has one ceiling.
-    found.iter_mut().flatten().for_each(|found| found.judge(ceiling));
+    found.iter_mut().flatten().for_each(|found| found.judge(surroundings.machine.as_ref()));
     let all: Vec<(E::Cell, E::Found)> = cells.into_iter().zip(found.into_iter().flatten()).collect();
     let report = experiment.report(&all);
     Ok(Outcome::Finished(Box::new(folder.report(report, &options.recipe, &surroundings)?)))

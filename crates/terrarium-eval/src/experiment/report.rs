@@ -179,11 +179,11 @@ fn shares(surroundings: &Surroundings) -> Table {
     Table { columns, rows: surroundings.steps.iter().zip(&found).map(row).collect() }
 }
 
-/// The section on training steps; nothing where nothing was trained.
+/// The section on what the device reaches and on training steps; nothing where neither was measured.
 fn steps(surroundings: &Surroundings) -> String {
     let mut page = String::new();
     let Some(machine) = &surroundings.machine else { return page };
-    page += "\n## One training step\n\n";
+    page += if surroundings.steps.is_empty() { "\n## The device\n\n" } else { "\n## One training step\n\n" };
     if let (Some(copy), Some(matmul)) = (machine.copy_tbs, machine.matmul_tflops) {
         let dtype = machine.dtype.to_lowercase();
         page += &format!("A large matrix product in {dtype} reaches {matmul:.2} TFLOP/s on this device, a copy {copy:.3} TB/s.\n");

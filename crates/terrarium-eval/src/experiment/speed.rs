@@ -1,20 +1,24 @@
-//! Times of single operations over lengths and states, and of whole models of equal size.
+//! Times of single operations over lengths and states, of whole models of equal size, and of large ones that decode.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use burn::tensor::DType;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use terrarium_kernels::TrainBackend;
-use terrarium_kernels::measure::{self, Shape, Size};
-use terrarium_models::DecoderConfig;
+use terrarium_kernels::measure::{self, Machine, Shape, Size};
+use terrarium_models::{Decoder, DecoderConfig};
+use terrarium_runtime::prefill_chunk;
 use terrarium_train::config::Compute;
 use terrarium_train::plot::{Figure, Panel, Scale, Series};
 
 use super::arch::Architecture;
+use super::generation::{Generation, Point};
 use super::report::{Check, Report, Table, Verdict};
 use super::stats::short;
 use super::{CellName, Combination, Experiment, Finding, Running};
 use crate::EvalError;
-use crate::timing::{Load, Part, time_model};
+use crate::timing::{Decode, Load, Part, capacity, random_model, time_model};
 
 /// The experiment.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -24,6 +28,9 @@ pub struct Speed {
     pub operations: Operations,
     /// Whole models.
     pub models: Timings,
+    /// Decoding of models of published shapes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<Generation>,
 }
 
 /// The scans of Mamba-2 and Mamba, and attention, of equal inner width.
@@ -66,11 +73,14 @@ pub struct Timings {
     pub vocab_size: usize,
     /// Tokens of a training step or of prompts: as many rows of one length as make these.
     pub tokens: usize,
-    /// Lengths of rows.
+    /// Lengths of rows in training, and of prompts and contexts where these are not given.
     pub lengths: Vec<usize>,
+    /// Lengths of prompts, and of the contexts behind which is decoded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub contexts: Option<Vec<usize>>,
     /// Rows when decoding.
     pub decode_rows: usize,
-    /// Tokens decoded behind each length.
+    /// Tokens decoded behind each context.
     pub new_tokens: usize,
     /// How often each part is timed.
     pub repeats: usize,
@@ -86,6 +96,7 @@ fn yes() -> bool {
 pub(crate) enum Cell {
     Operation { call: Call, over_states: bool },
     Model { architecture: Architecture, config: DecoderConfig, index: usize, part: Part, length: usize },
+    Generation(Point),
 }
 
 /// What it took.
@@ -97,6 +108,18 @@ pub struct Timed {
     pub both_ms: Option<f64>,
     /// Of a whole model.
     pub tokens_per_s: Option<f64>,
+    /// The most memory that was taken at once, bytes: from the device by its pools, or by this process on a CPU.
+    #[serde(default)]
+    pub memory_bytes: Option<u64>,
+    /// Bytes of the cache when decoding.
+    #[serde(default)]
+    pub cache_bytes: Option<u64>,
+    /// Bytes that a decoding step cannot but move.
+    #[serde(default)]
+    pub floor_bytes: Option<f64>,
+    /// Rate of a copy on the device, TB/s.
+    #[serde(skip)]
+    pub copy_tbs: Option<f64>,
     /// What ran.
     pub path: String,
     /// Why something is missing.
@@ -154,6 +177,9 @@ impl Combination for Cell {
                 id: format!("model{index}-{}-l{length}", word(*part)),
                 label: format!("{} {} L={length}", architecture.name, word(*part)),
             },
+            Cell::Generation(Point { model, name, context, batch, .. }) => {
+                CellName { id: format!("generation{model}-b{batch}-l{context}"), label: format!("{name} generation L={context} b={batch}") }
+            }
         }
     }
 }
@@ -167,6 +193,60 @@ impl Finding for Timed {
         words.extend(self.note.clone());
         words.join(", ")
     }
+
+    fn judge(&mut self, machine: Option<&Machine>) {
+        self.copy_tbs = machine.and_then(|machine| machine.copy_tbs);
+    }
+}
+
+impl Timed {
+    /// The least that a decoding step can take at the rate of a copy, milliseconds.
+    fn floor_ms(&self) -> Option<f64> {
+        Some(self.floor_bytes? / self.copy_tbs? / 1e9)
+    }
+
+    /// That over what it takes.
+    fn of_floor(&self) -> Option<f64> {
+        Some(self.floor_ms()? / self.ms?)
+    }
+}
+
+/// Does what may be too much for the device's memory, which it says by an error or a panic: a cell ends by that, not the experiment.
+fn caught<T>(work: impl FnOnce() -> terrarium_runtime::Result<T>) -> Result<T, String> {
+    match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(done) => done.map_err(|error| error.to_string()),
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().cloned().or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string));
+            Err(text.unwrap_or_else(|| "panicked".to_string()))
+        }
+    }
+}
+
+/// Decodes with the model that `make` gives, unless it cannot fit: then the note says so.
+pub(super) fn attempt<B: TrainBackend>(
+    config: &DecoderConfig,
+    decode: &Decode,
+    dtype: DType,
+    make: impl FnOnce() -> Decoder<B::InnerBackend>,
+    device: &B::Device,
+) -> Timed {
+    let path = format!("{dtype:?}").to_lowercase();
+    let mut timed = Timed { path, floor_bytes: Some(decode.floor(config, dtype)), ..Timed::default() };
+    let needs = decode.needs(config, dtype, prefill_chunk::<B::InnerBackend>(device));
+    if let Some(there) = capacity::<B::InnerBackend>(device).map(|bytes| bytes as f64).filter(|there| needs > *there) {
+        timed.note = Some(format!("does not fit: needs {:.1} GB of {:.1}", needs / 1e9, there / 1e9));
+        return timed;
+    }
+    match caught(|| decode.run(&make(), config, device)) {
+        Ok(found) => {
+            timed.ms = found.ms.get(found.ms.len() / 2).copied();
+            timed.tokens_per_s = timed.ms.map(|ms| decode.batch as f64 / ms * 1e3);
+            timed.memory_bytes = found.memory;
+            timed.cache_bytes = Some(found.cache);
+        }
+        Err(reason) => timed.note = Some(format!("failed: {reason}")),
+    }
+    timed
 }
 
 impl Operations {
@@ -194,35 +274,44 @@ impl Experiment for Speed {
             return Err(EvalError::value("operations", "sizes are at least 1"));
         }
         let Timings { tokens, lengths, decode_rows, new_tokens, repeats, vocab_size, .. } = &self.models;
-        if [*tokens, *decode_rows, *new_tokens, *repeats, *vocab_size].contains(&0) || lengths.contains(&0) {
+        let zero = [*tokens, *decode_rows, *new_tokens, *repeats, *vocab_size].contains(&0);
+        if zero || lengths.iter().chain(self.models.contexts()).any(|&length| length == 0) {
             return Err(EvalError::value("models", "sizes are at least 1"));
         }
-        Ok(())
+        self.generation.as_ref().map_or(Ok(()), Generation::check)
     }
 
     fn cells(&self) -> Result<Vec<Cell>, EvalError> {
         let mut cells = self.operations.cells();
         let Timings { architectures, width, layers, vocab_size, lengths, .. } = &self.models;
-        for length in lengths {
-            for part in [Part::Train, Part::Prefill, Part::Decode] {
+        let contexts = self.models.contexts();
+        for (part, lengths) in [(Part::Train, lengths.as_slice()), (Part::Prefill, contexts), (Part::Decode, contexts)] {
+            for length in lengths {
                 for (index, architecture) in architectures.iter().enumerate() {
                     let config = architecture.decoder(*width, *layers, *vocab_size)?;
                     cells.push(Cell::Model { architecture: architecture.clone(), config, index, part, length: *length });
                 }
             }
         }
+        let points = self.generation.as_ref().map_or(Ok(Vec::new()), Generation::points)?;
+        cells.extend(points.into_iter().map(Cell::Generation));
         Ok(cells)
+    }
+
+    fn judged_in<B: TrainBackend>(&self, device: &B::Device) -> Option<DType> {
+        self.generation.as_ref().map(|_| Compute::Auto.on::<B>(device).unwrap_or(DType::F32))
     }
 
     fn seconds(&self, cell: &Cell, gpu: bool) -> f64 {
         match cell {
+            Cell::Generation(point) => self.generation.as_ref().map_or(0.0, |generation| generation.seconds(point, gpu)),
             Cell::Operation { .. } if self.operations.quick => 0.2,
             Cell::Operation { .. } if gpu => 6.0,
             Cell::Operation { .. } => 10.0,
             Cell::Model { config, part, length, .. } => {
                 let steps = (self.models.repeats + 2) as f64;
                 let tokens = match part {
-                    Part::Decode => (self.models.decode_rows * (length + self.models.new_tokens)) as f64,
+                    Part::Decode => (self.models.decode_rows * self.models.new_tokens) as f64,
                     _ => self.models.tokens.max(*length) as f64,
                 };
                 let flop = 6.0 * config.parameters() as f64 * tokens;
@@ -235,7 +324,11 @@ impl Experiment for Speed {
     fn run<B: TrainBackend>(&self, cell: &Cell, running: &mut Running<'_>, device: &B::Device) -> Result<Option<Timed>, EvalError> {
         let found = match cell {
             Cell::Operation { call, .. } => self.operations.time::<B>(call.shape, device)?,
-            Cell::Model { config, part, length, .. } => self.models.time::<B>(config, *part, *length, device)?,
+            Cell::Model { config, part, length, .. } => self.models.time::<B>(config, *part, *length, device),
+            Cell::Generation(point) => match &self.generation {
+                Some(generation) => generation.time::<B>(point, running, device),
+                None => Timed::default(),
+            },
         };
         running.log.line(&serde_json::to_value(&found).unwrap_or_default());
         Ok(Some(found))
@@ -243,24 +336,26 @@ impl Experiment for Speed {
 
     fn report(&self, found: &[(Cell, Timed)]) -> Report {
         let Operations { tokens, heads, head_dim, state, length, .. } = self.operations;
-        let notes = vec![
+        let mut notes = vec![
             format!(
                 "Operations: {tokens} tokens in rows of each length, {heads} heads of {head_dim}; over lengths both scans have states of {state}, over states rows of {length}. Medians; calls follow one another without waiting."
             ),
             format!(
-                "Models: {} layers of width {}; a training step and prompts of {} tokens in rows of each length; decoding {} rows behind each length. The time of decoding is that of one step.",
+                "Models: {} layers of width {}; a training step and prompts of {} tokens in rows of each length (one row where that is longer); decoding {} rows behind each length, of which the tokens of \
+                 one pass are really read, the rest of the cache being copies. The time of decoding is that of one step.",
                 self.models.layers, self.models.width, self.models.tokens, self.models.decode_rows
             ),
         ];
+        notes.extend(self.generation.as_ref().map(Generation::note));
         Report {
             title: "Speed of scans, attention and whole models".into(),
             source: "Mamba-2, arXiv 2405.21060, figure 10; 8B study, arXiv 2406.07887".into(),
-            claim: "The SSD scan is 2 to 8 times as fast as Mamba's, faster than attention from 2K tokens on, and hardly slower with larger states.".into(),
-            table: table(found),
+            claim: "The SSD scan is 2 to 8 times as fast as Mamba's, faster than attention from 2K tokens on, and hardly slower with larger states. The 8B hybrid generates up to 8 times as fast as the Transformer.".into(),
+            table: self.table(found),
             figure: Figure { title: "Speed of scans, attention and whole models".into(), panels: self.panels(found) },
             verdict: self.verdict(found),
             notes,
-            cells: found.iter().map(|(cell, timed)| row(cell, timed)).collect(),
+            cells: found.iter().map(|(cell, timed)| self.row(cell, timed)).collect(),
         }
     }
 }
@@ -279,9 +374,9 @@ impl Operations {
                 timed = Timed {
                     ms: row.forward.as_ref().map(|speed| speed.timing.ms),
                     both_ms: row.both.as_ref().map(|speed| speed.timing.ms),
-                    tokens_per_s: None,
                     path: row.path.to_string(),
                     note: row.note.clone(),
+                    ..Timed::default()
                 };
             }
         })
@@ -291,66 +386,108 @@ impl Operations {
 }
 
 impl Timings {
-    fn time<B: TrainBackend>(&self, config: &DecoderConfig, part: Part, length: usize, device: &B::Device) -> Result<Timed, EvalError> {
+    /// Lengths of prompts, and contexts.
+    fn contexts(&self) -> &[usize] {
+        self.contexts.as_deref().unwrap_or(&self.lengths)
+    }
+
+    /// Rows of a part.
+    fn rows(&self, part: Part, length: usize) -> usize {
+        if part == Part::Decode { self.decode_rows } else { (self.tokens / length).max(1) }
+    }
+
+    fn time<B: TrainBackend>(&self, config: &DecoderConfig, part: Part, length: usize, device: &B::Device) -> Timed {
         let dtype = Compute::Auto.on::<B>(device).unwrap_or(DType::F32);
-        let batch = if part == Part::Decode { self.decode_rows } else { (self.tokens / length).max(1) };
-        let load = Load {
-            part,
-            batch,
-            tokens: length,
-            new_tokens: self.new_tokens,
-            repeats: self.repeats,
-            seed: 0,
-            labelled: length - 1,
-            in_parts: false,
-        };
-        let timed = time_model::<B>(config, &load, dtype, device)?;
-        let ms = timed.ms.get(timed.ms.len() / 2).copied();
-        Ok(Timed {
-            ms,
-            both_ms: None,
-            tokens_per_s: ms.map(|ms| timed.count as f64 / ms * 1e3),
-            path: format!("{dtype:?}").to_lowercase(),
-            note: None,
-        })
-    }
-}
-
-fn table(found: &[(Cell, Timed)]) -> Table {
-    let columns = ["what", "length", "state", "ms", "ms with backward", "tokens/s", "path"].map(String::from).to_vec();
-    let number = |value: Option<f64>| value.map_or("-".to_string(), |value| format!("{value:.3}"));
-    let rows = found.iter().map(|(cell, timed)| {
-        let (what, length, state) = match cell {
-            Cell::Operation { call, .. } => {
-                let Call { op, l, n, .. } = *call;
-                (OPERATIONS[op].to_string(), l, n)
+        let Self { new_tokens, repeats, .. } = *self;
+        let batch = self.rows(part, length);
+        if part == Part::Decode {
+            let decode = Decode { batch, context: length, new_tokens, repeats, seed: 0 };
+            return attempt::<B>(config, &decode, dtype, || random_model::<B::InnerBackend>(config, 0, dtype, device), device);
+        }
+        let load = Load { part, batch, tokens: length, new_tokens, repeats, seed: 0, labelled: length - 1, in_parts: false };
+        let path = format!("{dtype:?}").to_lowercase();
+        match caught(|| time_model::<B>(config, &load, dtype, device)) {
+            Ok(found) => {
+                let ms = found.ms.get(found.ms.len() / 2).copied();
+                let tokens_per_s = ms.map(|ms| found.count as f64 / ms * 1e3);
+                Timed { ms, tokens_per_s, memory_bytes: found.memory, path, ..Timed::default() }
             }
-            Cell::Model { architecture, part, length, .. } => (format!("{} {}", architecture.name, word(*part)), *length, None),
-        };
-        let path = timed.note.clone().unwrap_or_else(|| timed.path.clone());
-        let state = state.map_or("-".to_string(), |n| n.to_string());
-        let speed = timed.tokens_per_s.map_or("-".to_string(), short);
-        vec![what, length.to_string(), state, number(timed.ms), number(timed.both_ms), speed, path]
-    });
-    Table { columns, rows: rows.collect() }
+            Err(reason) => Timed { path, note: Some(format!("failed: {reason}")), ..Timed::default() },
+        }
+    }
 }
 
-fn row(cell: &Cell, timed: &Timed) -> Map<String, Value> {
-    let (what, part, length, state, parameters) = match cell {
-        Cell::Operation { call, .. } => {
-            let Call { op, l, n, .. } = *call;
-            (OPERATIONS[op].to_string(), "operation", l, n, None)
+impl Speed {
+    /// What a cell is, its part, length, state width, rows and parameters.
+    #[allow(clippy::type_complexity, reason = "the columns of a table")]
+    fn what(&self, cell: &Cell) -> (String, &'static str, usize, Option<usize>, Option<usize>, Option<usize>) {
+        match cell {
+            Cell::Operation { call: Call { op, l, n, .. }, .. } => (OPERATIONS[*op].to_string(), "operation", *l, *n, None, None),
+            Cell::Model { architecture, config, part, length, .. } => {
+                let rows = self.models.rows(*part, *length);
+                (architecture.name.clone(), word(*part), *length, architecture.state(), Some(rows), Some(config.parameters()))
+            }
+            Cell::Generation(Point { name, config, context, batch, .. }) => {
+                (name.clone(), "generation", *context, None, Some(*batch), Some(config.parameters()))
+            }
         }
-        Cell::Model { architecture, config, part, length, .. } => {
-            (architecture.name.clone(), word(*part), *length, architecture.state(), Some(config.parameters()))
-        }
-    };
-    let value = json!({ "what": what, "part": part, "length": length, "state": state, "parameters": parameters, "ms": timed.ms,
-                        "ms_with_backward": timed.both_ms, "tokens_per_s": timed.tokens_per_s, "path": timed.path, "note": timed.note });
-    match value {
-        Value::Object(row) => row,
-        _ => Map::new(),
     }
+
+    fn table(&self, found: &[(Cell, Timed)]) -> Table {
+        let columns =
+            ["what", "length", "state", "rows", "ms", "ms with backward", "tokens/s", "cache, GB", "memory, GB", "of the floor", "path"];
+        let number = |value: Option<f64>| value.map_or("-".to_string(), |value| format!("{value:.3}"));
+        let count = |value: Option<usize>| value.map_or("-".to_string(), |value| value.to_string());
+        let gigabytes = |bytes: Option<u64>| number(bytes.map(|bytes| bytes as f64 / 1e9));
+        let rows = found.iter().map(|(cell, timed)| {
+            let (what, part, length, state, rows, _) = self.what(cell);
+            let (what, state) = match cell {
+                Cell::Operation { .. } => (what, state),
+                _ => (format!("{what} {part}"), None),
+            };
+            let speed = timed.tokens_per_s.map_or("-".to_string(), short);
+            let floor = timed.of_floor().map_or("-".to_string(), |share| format!("{:.0} %", 100.0 * share));
+            let path = timed.note.clone().unwrap_or_else(|| timed.path.clone());
+            let (cache, memory) = (gigabytes(timed.cache_bytes), gigabytes(timed.memory_bytes));
+            vec![
+                what,
+                length.to_string(),
+                count(state),
+                count(rows),
+                number(timed.ms),
+                number(timed.both_ms),
+                speed,
+                cache,
+                memory,
+                floor,
+                path,
+            ]
+        });
+        Table { columns: columns.map(String::from).to_vec(), rows: rows.collect() }
+    }
+
+    fn row(&self, cell: &Cell, timed: &Timed) -> Map<String, Value> {
+        let (what, part, length, state, rows, parameters) = self.what(cell);
+        let value = json!({ "what": what, "part": part, "length": length, "state": state, "rows": rows, "parameters": parameters,
+                            "ms": timed.ms, "ms_with_backward": timed.both_ms, "tokens_per_s": timed.tokens_per_s,
+                            "cache_bytes": timed.cache_bytes, "memory_bytes": timed.memory_bytes, "floor_bytes": timed.floor_bytes,
+                            "floor_ms": timed.floor_ms(), "of_floor": timed.of_floor(), "path": timed.path, "note": timed.note });
+        match value {
+            Value::Object(row) => row,
+            _ => Map::new(),
+        }
+    }
+}
+
+/// Cells of the generation part.
+fn points(found: &[(Cell, Timed)]) -> Vec<(&Point, &Timed)> {
+    let mut points = Vec::new();
+    for (cell, timed) in found {
+        if let Cell::Generation(point) = cell {
+            points.push((point, timed));
+        }
+    }
+    points
 }
 
 /// Forward and backward where both were timed.
@@ -407,12 +544,15 @@ impl Speed {
                 ..Panel::default()
             }
         };
-        vec![
+        let mut panels = vec![
             operations(false, "Operations, forward and backward (ms)", "Tokens of a row"),
             operations(true, "Operations, forward and backward (ms)", "State width"),
             models(Part::Train, "Training (tokens/s)"),
+            models(Part::Prefill, "Reading prompts (tokens/s)"),
             models(Part::Decode, "Decoding (tokens/s)"),
-        ]
+        ];
+        panels.extend(self.generation.as_ref().map_or(Vec::new(), |generation| generation.panels(&points(found))));
+        panels
     }
 
     fn verdict(&self, found: &[(Cell, Timed)]) -> Verdict {
@@ -450,6 +590,8 @@ impl Speed {
             }
             _ => missing(flat),
         };
-        Verdict { checks: vec![first, second, third] }
+        let mut checks = vec![first, second, third];
+        checks.extend(self.generation.as_ref().map_or(Vec::new(), |generation| generation.checks(&points(found))));
+        Verdict { checks }
     }
 }

@@ -4,6 +4,7 @@
 use burn::tensor::{Int, Tensor, TensorData, TensorPrimitive};
 use terrarium_kernels::KernelBackend;
 use terrarium_kernels::argmax::argmax;
+use terrarium_kernels::backend::Memory;
 use terrarium_kernels::record::{RecordError, Recorder, Recording};
 use terrarium_models::{Cache, Decoder, Layout, StepPlace};
 
@@ -78,11 +79,9 @@ fn taken_over<B: KernelBackend>(recorder: &Option<Box<dyn Recorder<B>>>, cache: 
     let (mut error, mut own) = (None, Vec::with_capacity(layers.len()));
     for layer in layers {
         let one = Cache { context: context.clone(), layers: vec![layer] };
-        let copy = within(recorder, || {
-            match one.capacity() {
-                Some(capacity) if capacity != room => one.clone().with_capacity(room),
-                _ => one.clone().select_rows(&rows),
-            }
+        let copy = within(recorder, || match one.capacity() {
+            Some(capacity) if capacity != room => one.clone().with_capacity(room),
+            _ => one.clone().select_rows(&rows),
         });
         // The caller's memory is read until here.
         if let Some(Err(failed)) = recorder.as_ref().map(|recorder| recorder.wait()) {
@@ -168,6 +167,12 @@ impl<B: KernelBackend> Decoding<B> {
     /// How many operations a replay does at once; nothing where steps are not recorded.
     pub fn recorded(&self) -> Option<usize> {
         self.recording.as_ref().map(|recording| recording.operations())
+    }
+
+    /// What the pools hold for this decoding alone, beside those of the calling thread; nothing where it has none of its own.
+    pub fn memory(&self) -> Option<Memory> {
+        self.recorder.as_ref()?;
+        within(&self.recorder, || B::memory(&self.device))
     }
 
     /// Why steps are not recorded, where they were meant to be.

@@ -53,6 +53,10 @@ impl<B: FusionBackend + KernelBackend> KernelBackend for Fusion<B> {
         B::memory(device)
     }
 
+    fn capacity(device: &Self::Device) -> Option<u64> {
+        B::capacity(device)
+    }
+
     fn causal_conv1d(args: ConvArgs<Self>) -> ConvOut<Self> {
         if fused::<B>(Op::CausalConv1d, args.x.dtype()).is_none() {
             return causal_conv1d::reference::causal_conv1d(args);

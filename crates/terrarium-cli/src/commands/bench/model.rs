@@ -29,7 +29,8 @@ pub struct Arguments {
     /// Rows.
     #[arg(long, default_value_t = 1, value_name = "N")]
     batch: usize,
-    /// Tokens of a row; when decoding, those already read.
+    /// Tokens of a row; when decoding, those before the first: of more than a pass the first ones are read, and the rest of the cache
+    /// are copies of theirs.
     #[arg(long, default_value_t = 2048, value_name = "N")]
     tokens: usize,
     /// Tokens decoded, one after another.
@@ -75,6 +76,32 @@ struct Report {
     tflops: f64,
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     training: Option<Training>,
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    reading: Option<Reading>,
+}
+
+/// What reading or decoding takes besides time.
+#[derive(Debug, Serialize)]
+struct Reading {
+    /// The most memory taken at once: from the device by its pools, or by this process on a CPU.
+    memory_bytes: Option<u64>,
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    decoding: Option<Decoding>,
+}
+
+/// How far a decoding step is from what memory allows.
+#[derive(Debug, Serialize)]
+struct Decoding {
+    /// Of the cache, room for the tokens to come included.
+    cache_bytes: u64,
+    /// What a step cannot but move: weights, keys and values once, states of constant size twice.
+    floor_bytes: f64,
+    /// A copy here, bytes read and written.
+    copy_tbs: Option<f64>,
+    /// The second over the third.
+    floor_ms: Option<f64>,
+    /// That over the median.
+    of_floor: Option<f64>,
 }
 
 /// What a training step consists of, and how busy it keeps the device.
@@ -124,7 +151,22 @@ pub fn run(part: Part, arguments: &Arguments, console: &Console) -> Result<(), F
         output::count(report.tokens_per_s as usize),
         report.tflops
     ))?;
+    report.reading.as_ref().map_or(Ok(()), say_memory)?;
     report.training.as_ref().map_or(Ok(()), |training| say(training, report.median_ms))
+}
+
+fn say_memory(reading: &Reading) -> Result<(), Failure> {
+    if let Some(bytes) = reading.memory_bytes {
+        output::line(format_args!("memory: {:.2} GB at most", bytes as f64 / 1e9))?;
+    }
+    let Some(Decoding { cache_bytes, floor_bytes, copy_tbs, floor_ms, of_floor }) = reading.decoding else { return Ok(()) };
+    let floor = match (copy_tbs, floor_ms, of_floor) {
+        (Some(copy), Some(ms), Some(share)) => {
+            format!(": at least {ms:.3} ms at the {copy:.3} TB/s of a copy, {:.0} % of the step", 100.0 * share)
+        }
+        _ => String::new(),
+    };
+    output::line(format_args!("cache: {:.3} GB; a step moves {:.3} GB{floor}", cache_bytes as f64 / 1e9, floor_bytes / 1e9))
 }
 
 /// The parts of a step, largest first.
@@ -173,7 +215,7 @@ impl BackendTask for Task<'_> {
         console.note(format_args!("making {} with random weights", arguments.preset));
         let in_parts = part == Part::Train && !arguments.no_shares;
         let load = Load { part, batch, tokens, new_tokens, repeats, seed, labelled: tokens - 1, in_parts };
-        let Timed { name, count, flop, ms, recorded, step } = time_model::<B>(config, &load, dtype, device)?;
+        let Timed { name, count, flop, ms, recorded, step, memory, floor, cache } = time_model::<B>(config, &load, dtype, device)?;
         let training = step.map(|step| {
             let model_tflops = step.flop_per_s() / 1e12;
             let matmul_tflops = measure::ceilings::<B>(device, dtype).ok().and_then(|machine| machine.matmul_tflops);
@@ -182,6 +224,12 @@ impl BackendTask for Task<'_> {
             Training { model_tflops, matmul_tflops, utilisation, memory_bytes, shares, other_ms }
         });
         let median = ms[ms.len() / 2];
+        let decoding = floor.zip(cache).map(|(floor_bytes, cache_bytes)| {
+            let copy_tbs = measure::ceilings::<B>(device, dtype).ok().and_then(|machine| machine.copy_tbs);
+            let floor_ms = copy_tbs.map(|copy| floor_bytes / copy / 1e9);
+            Decoding { cache_bytes, floor_bytes, copy_tbs, floor_ms, of_floor: floor_ms.map(|ms| ms / median) }
+        });
+        let reading = (part != Part::Train).then_some(Reading { memory_bytes: memory, decoding });
         let parameters = config.parameters();
         Ok(Report {
             part: name,
@@ -197,6 +245,7 @@ impl BackendTask for Task<'_> {
             tflops: flop * parameters as f64 * count as f64 / median / 1e9,
             ms,
             training,
+            reading,
         })
     }
 }

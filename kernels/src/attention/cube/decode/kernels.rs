@@ -206,7 +206,22 @@ pub(crate) fn decode_part<F: Float, N: Size>(
             i += UNITS;
         }
         sync_cube();
-        scores::<F, N>(k, ids, &queries, &mut weights, ks.origin(batch, group), ks.row, batch, row0, slot0, end, &z, layout, has_ids, counted);
+        scores::<F, N>(
+            k,
+            ids,
+            &queries,
+            &mut weights,
+            ks.origin(batch, group),
+            ks.row,
+            batch,
+            row0,
+            slot0,
+            end,
+            &z,
+            layout,
+            has_ids,
+            counted,
+        );
         sync_cube();
         let row = unit / width;
         let mut top = f32::new(HIDDEN);
