@@ -154,6 +154,21 @@ impl Step {
 /// # Errors
 /// When the device failed while reading or decoding.
 pub fn time_model<B: TrainBackend>(config: &DecoderConfig, load: &Load, dtype: DType, device: &B::Device) -> Result<Timed> {
+    time_beside::<B>(config, load, dtype, &[], device)
+}
+
+/// As [`time_model`], where `others` are steps of other models on the same device in the same type: operations that they have in common are
+/// not timed again.
+///
+/// # Errors
+/// As [`time_model`].
+pub fn time_beside<B: TrainBackend>(
+    config: &DecoderConfig,
+    load: &Load,
+    dtype: DType,
+    others: &[&Step],
+    device: &B::Device,
+) -> Result<Timed> {
     let Load { part, batch, tokens, new_tokens, repeats, seed, labelled, in_parts } = *load;
     let mut ids = RandomIds::new(seed, config.vocab_size);
     let (mut recorded, mut step, mut most, mut decoding) = (None, None, None, None);
@@ -171,7 +186,7 @@ pub fn time_model<B: TrainBackend>(config: &DecoderConfig, load: &Load, dtype: D
                 <B::InnerBackend as Backend>::memory_cleanup(device);
                 waits.sort_by(|a, b| (a[0] + a[1]).total_cmp(&(b[0] + b[1])));
                 let whole = Whole { rows: &rows, dtype, ms: ms[ms.len() / 2], memory, ends: waits[1] };
-                step = Some(in_operations::<B>(config, whole, device));
+                step = Some(in_operations::<B>(config, whole, others, device));
             }
             ("training step", batch * tokens, 6.0, ms)
         }
@@ -239,14 +254,18 @@ struct Whole<'a> {
 }
 
 /// Times the operations of a step one by one.
-fn in_operations<B: TrainBackend>(config: &DecoderConfig, whole: Whole<'_>, device: &B::Device) -> Step {
+fn in_operations<B: TrainBackend>(config: &DecoderConfig, whole: Whole<'_>, others: &[&Step], device: &B::Device) -> Step {
     let Whole { rows, dtype, ms, memory, ends } = whole;
     let labelled = rows.labelled();
     let at_once = loss::at_once::<B::InnerBackend>(labelled, config.vocab_size, dtype, device).max(1);
     let calls = calls(config, [rows.rows, rows.length], labelled, at_once);
     let shapes: Vec<Shape> = calls.iter().map(|(shape, _)| *shape).collect();
+    let timed = |op: &str, case: &str| {
+        let mut shares = others.iter().flat_map(|step| &step.shares);
+        shares.find_map(|share| share.ms.filter(|_| share.op == op && share.case == case).map(|ms| ms / share.calls as f64))
+    };
     // The device has just trained in this type.
-    let found = measure::times::<B>(device, dtype, &shapes).unwrap_or_default();
+    let found = measure::times::<B>(device, dtype, &shapes, |op, case| timed(op, case).is_none()).unwrap_or_default();
     let share = |op: &str, case: String, calls: usize, each: Option<f64>| {
         let all = each.map(|each| each * calls as f64);
         Share { op: op.to_string(), case, calls, ms: all, share: all.map(|all| all / ms) }
@@ -254,7 +273,11 @@ fn in_operations<B: TrainBackend>(config: &DecoderConfig, whole: Whole<'_>, devi
     let mut shares: Vec<Share> = found
         .into_iter()
         .zip(calls)
-        .map(|(row, (_, calls))| share(row.op, row.case, calls, row.both.or(row.forward).map(|speed| speed.timing.ms)))
+        .map(|(row, (_, calls))| {
+            let own = row.both.or(row.forward).map(|speed| speed.timing.ms);
+            let each = own.or_else(|| timed(row.op, &row.case));
+            share(row.op, row.case, calls, each)
+        })
         .collect();
     let parameters = format!("parameters={}", config.parameters());
     shares.extend(["gradient_norm", "adamw"].into_iter().zip(ends).map(|(op, ms)| share(op, parameters.clone(), 1, Some(ms))));

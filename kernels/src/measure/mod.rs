@@ -321,17 +321,27 @@ pub fn ceilings<B: TrainBackend>(device: &B::Device, dtype: DType) -> Result<Mac
     Ok(session.machine(&mut Clock::new(device, session.effort())))
 }
 
-/// Times of `shapes` in `dtype`, one row each in their order: briefly measured, unchecked, without a comparison to the ceilings.
+/// Times of `shapes` in `dtype`, one row each in their order: briefly measured, unchecked, without a comparison to the ceilings. Of those whose
+/// operation and case are not `wanted` the row has the names alone.
 ///
 /// # Errors
 /// [`MeasureError::Dtype`].
-pub fn times<B: TrainBackend>(device: &B::Device, dtype: DType, shapes: &[Shape]) -> Result<Vec<Row>, MeasureError> {
+pub fn times<B: TrainBackend>(
+    device: &B::Device,
+    dtype: DType,
+    shapes: &[Shape],
+    wanted: impl Fn(&str, &str) -> bool,
+) -> Result<Vec<Row>, MeasureError> {
     let options = Options { dtype: Some(dtype), brief: true, no_check: true, reference: true, ..Options::default() };
     let session = Session::<B::InnerBackend>::new(device, &options)?;
     let mut clock = Clock::new(device, session.effort());
     let machine = session.unmeasured();
     let mut rows = Vec::new();
     for case in table::chosen::<B::InnerBackend>(shapes, session.dtype) {
+        if !wanted(case.op(), &case.shape()) {
+            rows.push(session.unmeasured_row(case.as_ref()));
+            continue;
+        }
         rows.push(session.row(case.as_ref(), &mut clock, &machine));
         <B::InnerBackend as Backend>::memory_cleanup(device);
     }
@@ -423,10 +433,11 @@ impl<'a, B: KernelBackend> Session<'a, B> {
         machine
     }
 
-    fn row(&self, case: &dyn Case<B>, clock: &mut Clock<B>, machine: &Machine) -> Row {
+    /// What is known of a case before it is measured.
+    fn unmeasured_row(&self, case: &dyn Case<B>) -> Row {
         let dtype = case.dtype();
         let fused = path::fused::<B>(case.kernel(), dtype).filter(|_| B::takes(case.kernel(), &case.sizes(), self.device));
-        let mut row = Row {
+        Row {
             op: case.op(),
             case: case.shape(),
             dtype: format!("{dtype:?}"),
@@ -436,9 +447,14 @@ impl<'a, B: KernelBackend> Session<'a, B> {
             both: None,
             note: None,
             failed: false,
-        };
+        }
+    }
+
+    fn row(&self, case: &dyn Case<B>, clock: &mut Clock<B>, machine: &Machine) -> Row {
+        let mut row = self.unmeasured_row(case);
+        let fused = row.path != REFERENCE;
         let asked = self.options.reference || path::choice() == KernelChoice::Reference;
-        if self.size == Size::Gpu && fused.is_none() && !asked {
+        if self.size == Size::Gpu && !fused && !asked {
             row.note = Some("no fast path".to_string());
             return row;
         }

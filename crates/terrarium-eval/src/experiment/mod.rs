@@ -33,7 +33,7 @@ use terrarium_models::DecoderConfig;
 use terrarium_train::StopFlag;
 
 use crate::EvalError;
-use crate::timing::{Load, Part, Step, time_model};
+use crate::timing::{Load, Part, Step, time_beside};
 
 pub(crate) use arch::forward_flop;
 pub use arch::{Architecture, Kind};
@@ -421,7 +421,10 @@ fn run_on<B: TrainBackend, E: Experiment>(
         let step = match folder.step(&subject.id)? {
             Some(step) => Some(step),
             None if !here => None,
-            None => step::<B>(&subject, dtype.unwrap_or(DType::F32), &folder, device)?,
+            None => {
+                let others: Vec<&Step> = surroundings.steps.iter().map(|(_, step)| step).collect();
+                step::<B>(&subject, dtype.unwrap_or(DType::F32), &others, &folder, device)?
+            }
         };
         surroundings.steps.extend(step.map(|step| (subject.label, step)));
     }
@@ -446,11 +449,17 @@ fn machine<B: TrainBackend>(folder: &Folder, dtype: DType, device: &B::Device) -
 }
 
 /// Takes a training step apart, and keeps what was found.
-fn step<B: TrainBackend>(subject: &Subject, dtype: DType, folder: &Folder, device: &B::Device) -> Result<Option<Step>, EvalError> {
+fn step<B: TrainBackend>(
+    subject: &Subject,
+    dtype: DType,
+    others: &[&Step],
+    folder: &Folder,
+    device: &B::Device,
+) -> Result<Option<Step>, EvalError> {
     let Subject { config, rows, length, labelled, .. } = subject;
     let (batch, tokens, labelled) = (*rows, *length, *labelled);
     let load = Load { part: Part::Train, batch, tokens, new_tokens: 0, repeats: 3, seed: 0, labelled, in_parts: true };
-    let found = time_model::<B>(config, &load, dtype, device)?.step;
+    let found = time_beside::<B>(config, &load, dtype, others, device)?.step;
     if let Some(step) = &found {
         folder.keep_step(&subject.id, step)?;
     }
