@@ -66,6 +66,20 @@ impl LayerMix {
         self.attention_layers.iter().enumerate().map(|(index, count)| (*count, of(index))).collect()
     }
 
+    /// Mixes of up to the half, and their losses less that of the mix without attention, of the same width and seed.
+    fn gains(&self, groups: &[Group<'_>]) -> Vec<(usize, Vec<f64>)> {
+        let Some(none) = self.attention_layers.iter().position(|count| *count == 0) else { return Vec::new() };
+        let losses = |group: &Group<'_>| group.runs.iter().map(|run| run.score(LOSS)).collect::<Vec<_>>();
+        let against = |index: usize| {
+            let of = |at: usize| groups.iter().filter(move |group| group.index == at);
+            let pairs = of(index).flat_map(|group| of(none).filter(|none| none.width == group.width).map(move |none| (group, none)));
+            // Runs of a group stand in the order of their seeds.
+            pairs.flat_map(|(group, none)| losses(group).into_iter().zip(losses(none))).filter_map(|(a, b)| Some(a? - b?)).collect()
+        };
+        let counts = self.attention_layers.iter().enumerate().filter(|(_, count)| 2 * **count <= self.models.layers);
+        counts.map(|(index, count)| (*count, against(index))).collect()
+    }
+
     fn verdict(&self, groups: &[Group<'_>]) -> Verdict {
         let losses = self.losses(groups);
         let layers = self.models.layers;
@@ -83,10 +97,14 @@ impl LayerMix {
             }
             _ => Check::absent(claim, "the recipe lacks one side"),
         };
+        let gains = self.gains(groups);
+        let seeds = few
+            .and_then(|(count, _)| gains.iter().find(|(of, _)| of == count))
+            .map(|(_, gains)| format!(" (lower in {} of {} seeds)", gains.iter().filter(|gain| **gain < 0.0).count(), gains.len()));
         let named = |side: Option<&(usize, Spread)>| side.map(|(count, loss)| (format!("{count} of {layers}"), loss.mean));
         Verdict {
             checks: vec![
-                compare("a few attention layers are better than none", few, named(none)),
+                compare("a few attention layers are better than none", few, named(none)).adding(&seeds.unwrap_or_default()),
                 compare("a few attention layers are better than half or more", few, named(many)),
                 compare(
                     "a few attention layers are better than a Transformer with MLPs",
@@ -153,16 +171,29 @@ impl Experiment for LayerMix {
             series,
             ..Panel::default()
         };
+        let gain = |(count, gains): &(usize, Vec<f64>)| {
+            let spread = Spread::of(gains.iter().copied());
+            (*count as f64, spread.mean, spread.deviation)
+        };
+        let gains: Vec<_> = self.gains(&groups).iter().map(gain).collect();
+        let paired = Panel {
+            title: "Less that of none, same seed".into(),
+            x: format!("Attention layers of {}", self.models.layers),
+            series: vec![Series { name: "Mamba-2 and attention".into(), points: gains.clone(), fit: false }],
+            ..Panel::default()
+        };
+        let mut panels = vec![mix];
+        if !gains.is_empty() {
+            panels.push(paired);
+        }
+        panels.push(curves(&groups, |point| point.1 as f64, "Bytes read"));
         let models = self.lineup().unwrap_or_else(|_| self.models.clone());
         Report {
             title: "How many attention layers".into(),
             source: "Mamba-2, arXiv 2405.21060, table 2; 8B study, arXiv 2406.07887".into(),
             claim: "A tenth of the layers attending is better than none and better than half; the mix beats a Transformer.".into(),
             table: sweep::table(&groups, &[LOSS.to_string()]),
-            figure: Figure {
-                title: "How many attention layers".into(),
-                panels: vec![mix, curves(&groups, |point| point.1 as f64, "Bytes read")],
-            },
+            figure: Figure { title: "How many attention layers".into(), panels },
             verdict: self.verdict(&groups),
             notes: notes(&models, &self.training, &self.task, self.data.as_deref()),
             cells: found.iter().map(|(cell, learned)| cell.row(learned)).collect(),

@@ -69,6 +69,11 @@ impl Check {
     pub fn absent(claim: impl Into<String>, why: impl Into<String>) -> Self {
         Self { claim: claim.into(), holds: None, found: why.into() }
     }
+
+    /// The same with more behind its numbers.
+    pub fn adding(self, more: &str) -> Self {
+        Self { found: self.found + more, ..self }
+    }
 }
 
 impl Verdict {
