@@ -1,8 +1,10 @@
 //! Decoding that is recorded, or chooses on the device, is decoding step by step.
 
 use terrarium::burn::tensor::{Int, Tensor};
+use terrarium::kernels::sample::SampleOptions;
 use terrarium::models::{Decoder, DecoderConfig, Layout, StepPlace};
 use terrarium::runtime::generate::Decoding;
+use terrarium::runtime::sampling::{Sampler, Sampling};
 
 use crate::common::*;
 
@@ -69,7 +71,7 @@ fn steps_on_the_device_are_those_of_the_host() {
                     decoding.advance().unwrap()
                 }
                 assert_close(&format!("{name}, step {step}"), &decoding.logits().unwrap(), expected, 2e-5);
-                next = decoding.likeliest().unwrap().expect("finite");
+                next = decoding.chosen().unwrap().expect("finite");
             }
             // A recording of what cannot be recorded would repeat its first step.
             let recorded = decoding.recorded().is_some();
@@ -108,7 +110,7 @@ fn rows_leave_without_a_trace_on_others() {
             }
             let (_, expected) = plainly(&model, prompt.clone(), &rows);
             assert_close(&format!("{}, step {step}", config.family.name()), &decoding.logits().unwrap(), &expected[step], 2e-5);
-            next = decoding.likeliest().unwrap().expect("finite");
+            next = decoding.chosen().unwrap().expect("finite");
             assert_eq!((next.len(), decoding.rows()), (rows.len(), rows.len()));
         }
     }
@@ -138,6 +140,37 @@ fn steps_at_a_place_are_steps() {
             for ((path, found), (_, expected)) in own.tensors().into_iter().zip(cache.tensors()) {
                 assert_close(&format!("{name}, {layout:?}, {path}"), &floats(found), &floats(expected), 2e-5);
             }
+        }
+    }
+}
+
+/// Rows draw what their samplers would, also after others have left.
+#[test]
+fn draws_are_those_of_the_host() {
+    let options = Sampling { temperature: 0.9, top_k: 20, top_p: 0.95, repetition_penalty: 1.0 };
+    for config in wanted() {
+        let model = model::<B>(&config, 24, &device());
+        let prompt: Tensor<B, 2, Int> = tensor(&ids(7, 3 * 5, 61), [3, 5], &device());
+        let mut samplers: Vec<Sampler> = (0..3).map(|seed| Sampler::new(options, 100 + seed).unwrap()).collect();
+        let mut decoding = decoding(&model, prompt, STEPS);
+        decoding.draw(SampleOptions { temperature: 0.9, top_k: 20, top_p: 0.95 }, &[(100, 0), (101, 0), (102, 0)]);
+        let (mut rows, mut next) = (vec![0, 1, 2], vec![3, 4, 5]);
+        for step in 0..STEPS {
+            if step == 5 {
+                decoding.keep(&[2]);
+                (rows, next) = (vec![2], vec![next[2]]);
+            }
+            if step == 0 || decoding.forgot() {
+                decoding.read(&next).unwrap()
+            } else {
+                decoding.advance().unwrap()
+            }
+            let mut logits = decoding.logits().unwrap();
+            let drawn = decoding.chosen().unwrap().expect("finite");
+            let choose = |(row, logits): (&usize, &mut [f32])| samplers[*row].sample(&mut logits[..KNOWN], &[], step).unwrap();
+            let expected: Vec<u32> = rows.iter().zip(logits.chunks_mut(61)).map(choose).collect();
+            assert_eq!(drawn, expected, "{}, step {step}", config.family.name());
+            next = drawn;
         }
     }
 }

@@ -40,6 +40,7 @@ pub mod record;
 pub mod rms_norm_gated;
 pub mod rms_norm_residual;
 pub mod rotary;
+pub mod sample;
 pub mod segments;
 pub mod selective_scan;
 pub mod split;

@@ -2,8 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use rand::rngs::StdRng;
-use rand::{Rng, SeedableRng};
+use terrarium_kernels::sample::{SampleOptions, host};
 
 use crate::error::SamplingError;
 
@@ -12,9 +11,9 @@ use crate::error::SamplingError;
 pub struct Sampling {
     /// Divides the logits; 0 takes the best token.
     pub temperature: f32,
-    /// Keeps the best so many; 0 keeps all.
+    /// Keeps the best so many, and those equal to the last; 0 keeps all.
     pub top_k: usize,
-    /// Keeps the smallest set of best tokens with at least this probability; 1 keeps all.
+    /// Of these keeps the smallest set of best ones with at least this probability, and those equal to the last; 1 keeps all.
     pub top_p: f32,
     /// Makes tokens already seen less likely; 1 leaves them alone.
     pub repetition_penalty: f32,
@@ -30,6 +29,15 @@ impl Sampling {
     /// Whether the best token is taken as the model gives it.
     pub fn is_greedy(&self) -> bool {
         self.temperature == 0.0 && self.repetition_penalty == 1.0
+    }
+
+    /// What a device needs to draw by itself; nothing where it takes more, or nothing is drawn.
+    pub(crate) fn on_device(&self) -> Option<SampleOptions> {
+        (self.temperature > 0.0 && self.repetition_penalty == 1.0).then(|| self.draw())
+    }
+
+    fn draw(&self) -> SampleOptions {
+        SampleOptions { temperature: self.temperature, top_k: self.top_k, top_p: self.top_p }
     }
 
     /// Whether every option is in its range.
@@ -52,18 +60,31 @@ impl Sampling {
     }
 }
 
-/// Chooses the tokens of one row: its own random numbers make it independent of the batch it is in.
+/// Chooses the tokens of one row: its own random numbers make it independent of the batch it is in, and of the device
+/// ([`terrarium_kernels::sample`]).
 #[derive(Debug, Clone)]
 pub struct Sampler {
     options: Sampling,
-    rng: StdRng,
+    seed: u64,
+    /// Tokens drawn.
+    count: u32,
 }
 
 impl Sampler {
     /// A sampler whose choices depend on the seed and the logits alone.
     pub fn new(options: Sampling, seed: u64) -> Result<Self, SamplingError> {
         options.check()?;
-        Ok(Self { options, rng: StdRng::seed_from_u64(seed) })
+        Ok(Self { options, seed, count: 0 })
+    }
+
+    /// The seed, and how many tokens it has drawn: all that the next draw depends on besides the logits.
+    pub fn draws(&self) -> (u64, u32) {
+        (self.seed, self.count)
+    }
+
+    /// Takes note of a token that was drawn elsewhere, from the same seed.
+    pub(crate) fn skip(&mut self) {
+        self.count = self.count.wrapping_add(1);
     }
 
     /// The next token. `seen` are the ids so far, the prompt's included; `step` names the place in errors. Logits of
@@ -76,43 +97,9 @@ impl Sampler {
         if self.options.temperature == 0.0 {
             return Ok(argmax(logits));
         }
-        let kept = self.keep(logits);
-        let total: f64 = kept.iter().map(|(_, weight)| weight).sum();
-        let mut left = self.rng.random::<f64>() * total;
-        for &(id, weight) in &kept {
-            left -= weight;
-            if left < 0.0 {
-                return Ok(id);
-            }
-        }
-        // Rounding can leave a crumb: the last token that could be chosen takes it.
-        Ok(kept.iter().rev().find(|(_, weight)| *weight > 0.0).map_or_else(|| argmax(logits), |(id, _)| *id))
-    }
-
-    /// Tokens that may be chosen and their weights (probabilities up to a factor).
-    fn keep(&self, logits: &[f32]) -> Vec<(u32, f64)> {
-        let Sampling { temperature, top_k, top_p, .. } = self.options;
-        let best = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let floor = if top_k > 0 && top_k < logits.len() { kth_largest(logits, top_k) } else { f32::NEG_INFINITY };
-        let mut kept: Vec<(u32, f64)> = logits
-            .iter()
-            .enumerate()
-            .filter(|(_, x)| **x >= floor && **x > f32::NEG_INFINITY)
-            .map(|(id, x)| (id as u32, (((x - best) / temperature) as f64).exp()))
-            .collect();
-        if top_p < 1.0 {
-            kept.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-            let total: f64 = kept.iter().map(|(_, weight)| weight).sum();
-            let mut before = 0.0;
-            let count = kept.iter().take_while(|(_, weight)| {
-                let keep = before < top_p as f64 * total;
-                before += weight;
-                keep
-            });
-            let count = count.count().max(1);
-            kept.truncate(count);
-        }
-        kept
+        let drawn = host::draw(logits, self.options.draw(), self.seed, self.count);
+        self.skip();
+        Ok(drawn.unwrap_or_else(|| argmax(logits)))
     }
 }
 
@@ -147,13 +134,6 @@ fn penalise(logits: &mut [f32], seen: &[u32], penalty: f32) {
             *x = if *x < 0.0 { *x * penalty } else { *x / penalty };
         }
     }
-}
-
-/// The value of rank `k` (from 1). Tokens equal to it are all kept, as in transformers.
-fn kth_largest(logits: &[f32], k: usize) -> f32 {
-    let mut values = logits.to_vec();
-    let (_, kth, _) = values.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a));
-    *kth
 }
 
 #[cfg(test)]

@@ -21,6 +21,7 @@ use crate::record::Recorder;
 use crate::rms_norm_gated::{self, NormArgs, NormGrads};
 use crate::rms_norm_residual::{self, ResidualNormArgs, ResidualNormGrads, ResidualNormKept, ResidualNormOut};
 use crate::rotary::{self, RotaryArgs};
+use crate::sample::{Draws, SampleOptions};
 use crate::selective_scan::{self, ScanArgs, ScanGrads, ScanOut};
 use crate::ssd::{self, SsdArgs, SsdGrads, SsdOut};
 
@@ -233,6 +234,17 @@ pub trait KernelBackend: Backend {
     /// See [`crate::argmax::argmax`].
     fn argmax(logits: Tensor<Self, 2>, known: usize, _into: Option<Tensor<Self, 2, Int>>) -> Tensor<Self, 2, Int> {
         crate::argmax::reference::argmax(logits, known)
+    }
+
+    /// See [`crate::sample::sample`].
+    fn sample(
+        logits: Tensor<Self, 2>,
+        known: usize,
+        options: SampleOptions,
+        draws: Draws<Self>,
+        _into: Option<Tensor<Self, 2, Int>>,
+    ) -> (Tensor<Self, 2, Int>, Draws<Self>) {
+        crate::sample::reference(logits, known, options, draws)
     }
 
     /// What records steps on `device` to replay them, where the backend can; see [`crate::record`].

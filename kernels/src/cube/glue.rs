@@ -19,6 +19,7 @@ use crate::record::Recorder;
 use crate::rms_norm_gated::{self, NormArgs, NormGrads};
 use crate::rms_norm_residual::{self, ResidualNormArgs, ResidualNormGrads, ResidualNormKept, ResidualNormOut};
 use crate::rotary::{self, RotaryArgs};
+use crate::sample::{self, Draws, SampleOptions};
 use crate::selective_scan::{self, ScanArgs, ScanDims, ScanGrads, ScanOut};
 use crate::ssd::{self, SsdArgs, SsdGrads, SsdOut};
 use crate::{KernelBackend, Op, argmax, cumsum, embedding, split};
@@ -243,6 +244,21 @@ where
             return Tensor::from_primitive(ids);
         }
         argmax::reference::argmax(logits, known)
+    }
+
+    fn sample(
+        logits: Tensor<Self, 2>,
+        known: usize,
+        options: SampleOptions,
+        draws: Draws<Self>,
+        into: Option<Tensor<Self, 2, Int>>,
+    ) -> (Tensor<Self, 2, Int>, Draws<Self>) {
+        let (numbers, state) = (down(logits), down_int(draws.state));
+        if choice() != KernelChoice::Reference && sample::cube::takes(&numbers, &state) {
+            let (ids, state) = sample::cube::sample(numbers, known, options, state, into.map(down_int), I::dtype());
+            return (Tensor::from_primitive(ids), Draws { state: Tensor::from_primitive(state) });
+        }
+        sample::reference(up(numbers), known, options, Draws { state: Tensor::from_primitive(state) })
     }
 
     fn steps_in_place(_device: &Self::Device) -> bool {

@@ -20,6 +20,7 @@ mod repeated;
 mod rms_norm_gated;
 mod rms_norm_residual;
 mod rotary;
+mod sample;
 mod selective_scan;
 mod split;
 mod ssd;

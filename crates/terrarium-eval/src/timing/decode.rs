@@ -98,7 +98,7 @@ impl Decode {
         for _ in 1..WARM {
             decoding.advance()?;
         }
-        decoding.likeliest()?;
+        decoding.chosen()?;
         let all: Result<Vec<f64>> = (0..self.repeats + 2).map(|_| steps(&mut decoding, self.new_tokens)).collect();
         let own = decoding.memory().map_or(0, |memory| memory.reserved);
         Ok(Decoded { ms: sorted(all?), recorded: decoding.recorded(), memory: memory::<B>(device).map(|bytes| bytes + own), cache: bytes })
@@ -127,7 +127,7 @@ fn steps<B: KernelBackend>(decoding: &mut Decoding<B>, n: usize) -> Result<f64> 
     for _ in 0..n {
         decoding.advance()?;
     }
-    decoding.likeliest()?;
+    decoding.chosen()?;
     Ok(start.elapsed().as_secs_f64() * 1e3 / n as f64)
 }
 

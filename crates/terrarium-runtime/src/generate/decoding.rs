@@ -6,6 +6,7 @@ use terrarium_kernels::KernelBackend;
 use terrarium_kernels::argmax::argmax;
 use terrarium_kernels::backend::Memory;
 use terrarium_kernels::record::{RecordError, Recorder, Recording};
+use terrarium_kernels::sample::{Draws, SampleOptions, sample};
 use terrarium_models::{Cache, Decoder, Layout, StepPlace};
 
 use crate::forward::host_values;
@@ -17,14 +18,37 @@ const WARM: usize = 2;
 /// Most tokens for which room is made at once.
 const MOST_AHEAD: usize = 4096;
 
+/// How tokens are chosen on the device.
+enum Chooser<B: KernelBackend> {
+    /// The likeliest one.
+    Greedy,
+    /// Drawn; the draws are taken only while a step runs.
+    Drawn(SampleOptions, Option<Draws<B>>),
+}
+
+impl<B: KernelBackend> Chooser<B> {
+    /// A token for each row, over `old` where that can be.
+    fn choose(&mut self, logits: Tensor<B, 2>, known: usize, old: Tensor<B, 2, Int>) -> Tensor<B, 2, Int> {
+        match self {
+            Self::Drawn(options, draws) if draws.is_some() => {
+                let taken = draws.take().unwrap_or_else(|| unreachable!("just looked"));
+                let (ids, next) = sample(logits, known, *options, taken, Some(old));
+                *draws = Some(next);
+                ids
+            }
+            _ => argmax(logits, known, Some(old)),
+        }
+    }
+}
+
 /// What is known of the rows after their newest token.
 pub struct Decoding<B: KernelBackend> {
     // Dropped first: it runs on what follows.
     recording: Option<Box<dyn Recording>>,
     model: Decoder<B>,
     known: usize,
-    /// The likeliest tokens are chosen on the device.
-    choose: bool,
+    /// Where tokens are chosen on the device.
+    chooser: Option<Chooser<B>>,
     device: B::Device,
     /// `[rows, 1]`: the tokens to be read next.
     ids: Tensor<B, 2, Int>,
@@ -49,12 +73,12 @@ pub struct Decoding<B: KernelBackend> {
 fn places<B: KernelBackend>(
     recorder: &dyn Recorder<B>,
     ids: &Tensor<B, 2, Int>,
-    place: Option<&StepPlace<B>>,
+    numbers: [Option<&Tensor<B, 1, Int>>; 2],
     cache: &Cache<B>,
 ) -> Result<Vec<u64>, RecordError> {
     let mut places = vec![recorder.int_address(&ids.clone().into_primitive())?];
-    if let Some(place) = place {
-        places.push(recorder.int_address(&place.places().clone().into_primitive())?);
+    for numbers in numbers.into_iter().flatten() {
+        places.push(recorder.int_address(&numbers.clone().into_primitive())?);
     }
     for tensor in cache.buffers() {
         let TensorPrimitive::Float(tensor) = tensor.into_primitive() else { return Err(RecordError("the cache is quantised".into())) };
@@ -134,7 +158,7 @@ impl<B: KernelBackend> Decoding<B> {
             recording: None,
             model: model.clone().frozen(),
             known,
-            choose: recorder.is_some(),
+            chooser: recorder.is_some().then_some(Chooser::Greedy),
             device: device.clone(),
             ids,
             logits: None,
@@ -150,13 +174,29 @@ impl<B: KernelBackend> Decoding<B> {
 
     /// Chooses tokens on the device even where steps are not recorded.
     pub fn choosing(mut self) -> Self {
-        self.choose = true;
+        self.chooser = Some(Chooser::Greedy);
         self
     }
 
-    /// Whether it chooses tokens, for [`Decoding::advance`] and [`Decoding::likeliest`].
+    /// Draws tokens on the device, for rows of these seeds that have made so many draws.
+    ///
+    /// # Panics
+    /// When these are not as many as rows, or an option is out of its range.
+    pub fn draw(&mut self, options: SampleOptions, rows: &[(u64, u32)]) {
+        assert_eq!(rows.len(), self.active.len(), "a seed for each row");
+        // Rows that have ended draw on; nobody looks.
+        let mut all = vec![(0, 0); self.ids.dims()[0]];
+        for (&row, &seed) in self.active.iter().zip(rows) {
+            all[row] = seed;
+        }
+        let draws = within(&self.recorder, || Draws::new(&all, &self.device));
+        self.chooser = Some(Chooser::Drawn(options, Some(draws)));
+        (self.recording, self.steps) = (None, 0);
+    }
+
+    /// Whether it chooses tokens, for [`Decoding::advance`] and [`Decoding::chosen`].
     pub fn chooses(&self) -> bool {
-        self.choose
+        self.chooser.is_some()
     }
 
     /// Rows still asked for.
@@ -202,7 +242,7 @@ impl<B: KernelBackend> Decoding<B> {
         self.forward()
     }
 
-    /// Reads the tokens that it chose itself: the likeliest ones, without the host looking at them.
+    /// Reads the tokens that it chose itself, without the host looking at them.
     ///
     /// # Errors
     /// When the device failed.
@@ -210,7 +250,7 @@ impl<B: KernelBackend> Decoding<B> {
     /// # Panics
     /// When it does not choose: see [`Decoding::chooses`].
     pub fn advance(&mut self) -> Result<()> {
-        assert!(self.choose, "no tokens were chosen");
+        assert!(self.chooses(), "no tokens were chosen");
         self.forward()
     }
 
@@ -277,15 +317,19 @@ impl<B: KernelBackend> Decoding<B> {
     }
 
     fn places(&self, recorder: &dyn Recorder<B>) -> Result<Vec<u64>, RecordError> {
+        let draws = match &self.chooser {
+            Some(Chooser::Drawn(_, draws)) => draws.as_ref().map(Draws::state),
+            _ => None,
+        };
         match &self.cache {
-            Some(cache) => places(recorder, &self.ids, self.place.as_ref(), cache),
+            Some(cache) => places(recorder, &self.ids, [self.place.as_ref().map(StepPlace::places), draws], cache),
             None => Err(RecordError("a step broke off".into())),
         }
     }
 
     /// Enqueues a step.
     fn step(&mut self) {
-        let Self { model, recorder, ids, cache, place, logits, known, choose, .. } = self;
+        let Self { model, recorder, ids, cache, place, logits, known, chooser, .. } = self;
         let Some(taken) = cache.take() else { return };
         within(recorder, || {
             let rows = ids.dims()[0];
@@ -296,9 +340,9 @@ impl<B: KernelBackend> Decoding<B> {
             };
             *place = place.take().map(StepPlace::advance);
             let all = model.logits(hidden.squeeze_dim::<2>(1));
-            if *choose {
+            if let Some(chooser) = chooser {
                 let old = std::mem::replace(ids, Tensor::empty([1, 1], &all.device()));
-                *ids = argmax(all.clone(), *known, Some(old));
+                *ids = chooser.choose(all.clone(), *known, old);
             }
             (*logits, *cache) = (Some(all), Some(next));
         });
@@ -334,11 +378,11 @@ impl<B: KernelBackend> Decoding<B> {
         self.logits.is_none()
     }
 
-    /// The likeliest token of each row; `None` where the logits of one are not finite.
+    /// The token chosen for each row; `None` where the logits of one are not finite.
     ///
     /// # Errors
     /// When the device failed.
-    pub fn likeliest(&self) -> Result<Option<Vec<u32>>> {
+    pub fn chosen(&self) -> Result<Option<Vec<u32>>> {
         let ids: Vec<i32> = within(&self.recorder, || self.ids.clone().into_data()).iter::<i32>().collect();
         self.finished()?;
         Ok(self.active.iter().map(|&row| u32::try_from(ids[row]).ok()).collect())
@@ -377,6 +421,9 @@ impl<B: KernelBackend> Decoding<B> {
                 *place = StepPlace::new(&cache.context, place.capacity(), &self.device);
             }
             self.cache = Some(cache);
+            if let Some(Chooser::Drawn(_, draws)) = &mut self.chooser {
+                *draws = draws.take().map(|draws| draws.select_rows(&kept));
+            }
             self.ids = Tensor::zeros([kept.len(), 1], &self.device);
         });
     }

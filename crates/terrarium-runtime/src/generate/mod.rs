@@ -241,7 +241,11 @@ impl<B: KernelBackend> Run<'_, B> {
         let mut kept = self.choose(&mut states, &active, Choice::Logits(logits), 0, on_piece)?;
         self.account(0, active.len(), &mut clock);
         let mut decoding = Decoding::new(self.model, cache, self.known(), self.options.max_new_tokens, self.device);
-        let greedy = decoding.chooses() && self.options.sampling.is_greedy();
+        let draws = self.options.sampling.on_device().filter(|_| decoding.chooses());
+        if let Some(options) = draws {
+            decoding.draw(options, &active.iter().map(|&i| states[i].draws()).collect::<Vec<_>>());
+        }
+        let there = decoding.chooses() && (draws.is_some() || self.options.sampling.is_greedy());
         for step in 1.. {
             if kept.is_empty() {
                 break;
@@ -250,14 +254,17 @@ impl<B: KernelBackend> Run<'_, B> {
                 decoding.keep(&kept);
                 active = kept.iter().map(|&i| active[i]).collect();
             }
-            if greedy && step > 1 && !decoding.forgot() {
+            if there && step > 1 && !decoding.forgot() {
                 decoding.advance()?;
             } else {
                 decoding.read(&active.iter().map(|&i| states[i].newest()).collect::<Vec<_>>())?;
             }
-            let choice = if greedy { decoding.likeliest()? } else { None };
+            let choice = if there { decoding.chosen()? } else { None };
             let choice = match choice {
-                Some(ids) => Choice::Ids(ids),
+                Some(ids) => {
+                    active.iter().filter(|_| draws.is_some()).for_each(|&i| states[i].drawn());
+                    Choice::Ids(ids)
+                }
                 None => Choice::Logits(decoding.logits()?),
             };
             kept = self.choose(&mut states, &active, choice, step, on_piece)?;

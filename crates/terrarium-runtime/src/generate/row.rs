@@ -43,6 +43,16 @@ impl<'a> RowState<'a> {
         self.finish.is_some()
     }
 
+    /// Seed and number of the next draw.
+    pub(super) fn draws(&self) -> (u64, u32) {
+        self.sampler.draws()
+    }
+
+    /// Takes note that the next token was drawn on the device.
+    pub(super) fn drawn(&mut self) {
+        self.sampler.skip();
+    }
+
     /// Chooses the next token.
     pub(super) fn sample(&mut self, logits: &mut [f32], step: usize) -> Result<u32> {
         Ok(self.sampler.sample(logits, &self.seen, step)?)
