@@ -58,7 +58,7 @@ fn train<T: TrainBackend>(config: &DecoderConfig, dtype: DType, packed: bool, de
     let model = model_in::<T>(dtype, config, 31, device);
     let batch = batch(packed);
     let mut grads = Gradients::default();
-    let sum = loss::backward(&model, &batch, 1.0 / batch.labelled() as f64, &mut grads, device);
+    let sum = loss::backward(&model, &batch, 1.0 / batch.labelled() as f64, 0, &mut grads, device);
     let mut found = vec![("loss".to_string(), floats(sum))];
     found.extend(grads.paths().map(|path| (format!("gradient of {path}"), floats(grads.get(path).unwrap().clone()))));
     // A large eps: without it the first step is of the same length for every gradient, however small.

@@ -19,7 +19,7 @@ fn batch() -> Batch {
 fn run(model: &Decoder<A>) -> (f64, Gradients<B>) {
     let batch = batch();
     let mut grads = Gradients::default();
-    let loss = loss::backward(model, &batch, 1.0 / batch.labelled() as f64, &mut grads, &device());
+    let loss = loss::backward(model, &batch, 1.0 / batch.labelled() as f64, 0, &mut grads, &device());
     (loss.into_data().iter::<f64>().sum::<f64>() / batch.labelled() as f64, grads)
 }
 

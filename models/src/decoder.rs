@@ -1,5 +1,7 @@
 //! The one decoder: embed, a list of layers, norm, head.
 
+use std::ops::Range;
+
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Int, Tensor, TensorData};
@@ -55,6 +57,17 @@ pub enum Mixer<B: Backend> {
     Attention(Attention<B>),
     /// MLP.
     Mlp(Mlp<B>),
+}
+
+/// What goes from layer to layer.
+#[derive(Debug, Clone)]
+pub struct Stream<B: Backend> {
+    /// The residual stream, `[b, l, d]`.
+    pub x: Tensor<B, 3>,
+    /// What the last layer gave: it is added to the stream in one pass with the norm that reads the sum.
+    pub branch: Option<Tensor<B, 3>>,
+    /// What the layer before read, where the next one runs beside it.
+    pub before: Option<Tensor<B, 3>>,
 }
 
 const OTHER_MODEL: &str = "the cache was made by another model: its layers are of other kinds";
@@ -223,14 +236,33 @@ impl<B: KernelBackend> Decoder<B> {
         sequence: &Sequence<B>,
         context: Context,
     ) -> (Tensor<B, 3>, Cache<B>) {
+        let (stream, layers) = self.pass(0..self.layers.len(), self.enter(ids, sequence), caches, sequence);
+        (self.leave(stream, sequence), Cache { context, layers })
+    }
+
+    /// The embeddings: ids `[b, l]` -> what the first layer reads. [`Decoder::hidden`] is this, [`Decoder::pass`] through all layers, and
+    /// [`Decoder::leave`].
+    pub fn enter(&self, ids: Tensor<B, 2, Int>, sequence: &Sequence<B>) -> Stream<B> {
         let ids = sequence.order().map_or(ids.clone(), |order| order.ids(ids));
-        let mut x = scaled(self.embeddings.forward(ids), self.scaling.embeddings);
-        let mut layers = Vec::with_capacity(self.layers.len());
-        // What the last layer gave: it is added to the stream in one pass with the norm that reads the sum.
-        let mut branch = None;
-        // What the layer before read, where one runs beside it.
-        let mut before: Option<Tensor<B, 3>> = None;
-        for (i, (layer, cache)) in self.layers.iter().zip(caches).enumerate() {
+        Stream { x: scaled(self.embeddings.forward(ids), self.scaling.embeddings), branch: None, before: None }
+    }
+
+    /// Some of the layers, with the cache of each, if there is one: what the next layer reads, and the caches for what follows.
+    ///
+    /// # Panics
+    /// When there is no such layer, or not a cache for each.
+    pub fn pass(
+        &self,
+        layers: Range<usize>,
+        stream: Stream<B>,
+        caches: Vec<Option<LayerCache<B>>>,
+        sequence: &Sequence<B>,
+    ) -> (Stream<B>, Vec<LayerCache<B>>) {
+        assert_eq!(layers.len(), caches.len(), "a cache for each layer");
+        let Stream { mut x, mut branch, mut before } = stream;
+        let mut after = Vec::with_capacity(layers.len());
+        for (i, cache) in layers.zip(caches) {
+            let layer = &self.layers[i];
             let beside = before.take().filter(|_| layer.parallel);
             let (normed, input) = match beside {
                 Some(input) => {
@@ -251,12 +283,16 @@ impl<B: KernelBackend> Decoder<B> {
             }
             let (y, cache) = layer.mix(self.entering(normed), cache, sequence);
             branch = Some(scaled(y, self.scaling.residual));
-            layers.push(cache);
+            after.push(cache);
         }
-        let (x, _) = self.norm_f.forward_after(branch, x);
+        (Stream { x, branch, before }, after)
+    }
+
+    /// The last norm: what the last layer gave -> hidden states `[b, l, d]`.
+    pub fn leave(&self, stream: Stream<B>, sequence: &Sequence<B>) -> Tensor<B, 3> {
+        let (x, _) = self.norm_f.forward_after(stream.branch, stream.x);
         let x = self.entering(x);
-        let x = sequence.order().map_or(x.clone(), |order| order.restore(x));
-        (x, Cache { context, layers })
+        sequence.order().map_or(x.clone(), |order| order.restore(x))
     }
 
     /// The head: hidden states `[.., d]` -> logits `[.., v]`.

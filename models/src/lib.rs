@@ -26,7 +26,7 @@ pub mod weights;
 
 pub use cache::{Cache, LayerCache};
 pub use config::{ConfigError, DecoderConfig, MixerConfig, Scaling};
-pub use decoder::Decoder;
+pub use decoder::{Decoder, Stream};
 pub use families::{Family, Part, Place};
 pub use init::Init;
 pub use lora::{LoraConfig, LoraError, LoraReport, LoraTargets};

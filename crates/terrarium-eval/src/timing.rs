@@ -373,7 +373,7 @@ impl<B: TrainBackend> Training<B> {
         let Some(model) = self.model.take() else { return f64::NAN };
         let start = Instant::now();
         let mut grads = Gradients::default();
-        let loss = loss::backward(&model, batch, 1.0 / batch.labelled().max(1) as f64, &mut grads, device);
+        let loss = loss::backward(&model, batch, 1.0 / batch.labelled().max(1) as f64, 0, &mut grads, device);
         let factor = factor(&mut grads);
         self.finish(model, grads, factor);
         let _ = loss.into_data();
@@ -384,7 +384,7 @@ impl<B: TrainBackend> Training<B> {
     fn ends(&mut self, batch: &Batch, device: &B::Device) -> [f64; 2] {
         let Some(model) = self.model.take() else { return [f64::NAN; 2] };
         let mut grads = Gradients::default();
-        let loss = loss::backward(&model, batch, 1.0 / batch.labelled().max(1) as f64, &mut grads, device);
+        let loss = loss::backward(&model, batch, 1.0 / batch.labelled().max(1) as f64, 0, &mut grads, device);
         let _ = loss.into_data();
         // A device that fails here failed in the steps before.
         let _ = <B::InnerBackend as Backend>::sync(device);

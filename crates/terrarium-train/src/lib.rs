@@ -21,6 +21,7 @@ mod params;
 pub mod plot;
 mod run;
 pub mod schedule;
+mod segments;
 mod setup;
 pub mod trainer;
 

@@ -12,6 +12,7 @@ use terrarium_models::Decoder;
 use crate::data::{Batch, IGNORED};
 use crate::gradients::Gradients;
 use crate::host;
+use crate::segments::Passed;
 
 /// Held while gradients are recorded and computed. Take it before recording any beside this crate's in the same process.
 ///
@@ -73,11 +74,13 @@ pub fn at_once<B: Backend>(count: usize, vocab: usize, dtype: DType, device: &B:
 /// Adds the gradients of `scale` times the summed cross-entropy of `batch` to `grads`; gives the sum itself, `[1]`.
 ///
 /// The head is differentiated slice by slice on a detached copy of the hidden states, whose gradient then goes through the
-/// rest of the model in one backward pass: the same gradients as all at once, without its memory.
+/// rest of the model in one backward pass: the same gradients as all at once, without its memory. Where `segment` is not 0 the same is done
+/// to every so many layers ([`crate::segments`]).
 pub fn backward<B: TrainBackend>(
     model: &Decoder<B>,
     batch: &Batch,
     scale: f64,
+    segment: usize,
     grads: &mut Gradients<B::InnerBackend>,
     device: &B::Device,
 ) -> Tensor<B::InnerBackend, 1> {
@@ -85,13 +88,41 @@ pub fn backward<B: TrainBackend>(
         return Tensor::zeros([1], (device, DType::F32));
     };
     let _alone = one_at_a_time();
+    if segment > 0 {
+        let passed = Passed::forward(model, ids(batch, device), ids(batch, device), &batch.layout(), segment, device);
+        // The head reads what the last norm gives.
+        let (hidden, last) = passed.hidden(model);
+        let labelled = labelled(hidden, &targets);
+        let (losses, upstream) = head(model, labelled.clone().inner(), &targets, scale, grads, device);
+        let found = (labelled * upstream).sum().backward();
+        passed.backward(model, last, found, grads);
+        return losses;
+    }
     let (hidden, _) = model.hidden(ids(batch, device), None, &batch.layout());
+    let labelled = labelled(hidden, &targets);
+    let (losses, upstream) = head(model, labelled.clone().inner(), &targets, scale, grads, device);
+    grads.add(model, (labelled * upstream).sum().backward());
+    losses
+}
+
+/// Hidden states of the positions with a label, `[n, d]`.
+fn labelled<B: KernelBackend>(hidden: Tensor<B, 3>, targets: &Targets<B>) -> Tensor<B, 2> {
     let [b, l, d] = hidden.dims();
     // A lookup, for its gradient: that of `select` walks the positions one by one on a GPU.
     let labelled = embedding(hidden.reshape([b * l, d]), targets.positions.clone().unsqueeze());
-    let labelled: Tensor<B, 2> = labelled.reshape([targets.labels.len(), d]);
-    let fixed = labelled.clone().inner();
+    labelled.reshape([targets.labels.len(), d])
+}
 
+/// Sum of the losses of hidden states `[n, d]`, `[1]`, and the gradient of `scale` times it; that of the head is added to `grads`.
+fn head<B: TrainBackend>(
+    model: &Decoder<B>,
+    fixed: Tensor<B::InnerBackend, 2>,
+    targets: &Targets<B>,
+    scale: f64,
+    grads: &mut Gradients<B::InnerBackend>,
+    device: &B::Device,
+) -> (Tensor<B::InnerBackend, 1>, Tensor<B, 2>) {
+    let [_, d] = fixed.dims();
     let vocab = model.embeddings.weight.dims()[0];
     let (mut losses, mut upstream) = (Vec::new(), Vec::new());
     for (start, end) in slices::<B::InnerBackend>(targets.labels.len(), vocab, fixed.dtype(), device) {
@@ -103,9 +134,7 @@ pub fn backward<B: TrainBackend>(
         upstream.push(part.grad_remove(&mut found).unwrap_or_else(|| Tensor::zeros([end - start, d], (device, fixed.dtype()))));
         grads.add(model, found);
     }
-    let upstream = Tensor::from_inner(Tensor::cat(upstream, 0));
-    grads.add(model, (labelled * upstream).sum().backward());
-    Tensor::cat(losses, 0).sum()
+    (Tensor::cat(losses, 0).sum(), Tensor::from_inner(Tensor::cat(upstream, 0)))
 }
 
 /// Sum of the cross-entropies of a batch, without gradients, `[1]`.

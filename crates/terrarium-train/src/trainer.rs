@@ -149,7 +149,14 @@ impl<B: TrainBackend> Trainer<B> {
         let mut grads = Gradients::default();
         let mut losses = Vec::new();
         for batch in &batches {
-            losses.push(loss::backward(&model, batch, (labelled as f64).recip(), &mut grads, &self.device));
+            losses.push(loss::backward(
+                &model,
+                batch,
+                (labelled as f64).recip(),
+                self.config.gradient_checkpointing,
+                &mut grads,
+                &self.device,
+            ));
         }
         let losses: Vec<f64> = losses.into_iter().map(loss::scalar).collect();
         let mean = losses.iter().sum::<f64>() / labelled as f64;

@@ -62,6 +62,9 @@ pub struct Arguments {
     /// Micro-batches per step.
     #[arg(long, value_name = "N")]
     accumulation: Option<usize>,
+    /// Keep only what enters every N layers, and compute the rest again: less memory, a third more time.
+    #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "1")]
+    gradient_checkpointing: Option<usize>,
     /// How examples become text: auto, plain, alpaca or chat.
     #[arg(long, value_name = "NAME")]
     template: Option<String>,
@@ -166,6 +169,7 @@ impl Arguments {
             key("train.batch", self.batch),
             key("train.sequence_length", self.sequence_length),
             key("train.accumulation", self.accumulation),
+            key("train.gradient_checkpointing", self.gradient_checkpointing),
             key("data.template", self.template.as_ref()),
         ];
         all.into_iter().flatten().collect()

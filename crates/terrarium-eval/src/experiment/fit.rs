@@ -389,7 +389,7 @@ impl<'a, B: TrainBackend> Learner<'a, B> {
         let begun = Instant::now();
         let labelled = batch.labelled().max(1);
         let mut grads = Gradients::default();
-        let sum = loss::backward(&model, batch, (labelled as f64).recip(), &mut grads, self.device);
+        let sum = loss::backward(&model, batch, (labelled as f64).recip(), 0, &mut grads, self.device);
         let factor = match training.clip {
             clip if clip > 0.0 => match grads.norm() {
                 Norm::Finite(norm) => clip_factor(norm, clip),

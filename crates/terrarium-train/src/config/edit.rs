@@ -34,7 +34,8 @@ pub enum ConfigError {
 }
 
 /// Keys that change nothing about the numbers of a run.
-const FREE: [&str; 6] = ["train.keep", "train.save_every", "train.log_every", "train.epochs", "output.weights", "output.dtype"];
+const FREE: [&str; 7] =
+    ["train.gradient_checkpointing", "train.keep", "train.save_every", "train.log_every", "train.epochs", "output.weights", "output.dtype"];
 
 impl RunConfig {
     /// Reads TOML text, then applies `overrides` (`train.lr=1e-3`).

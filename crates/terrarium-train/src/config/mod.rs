@@ -172,6 +172,9 @@ pub struct TrainConfig {
     pub min_delta: f64,
     /// Steps between printed lines when there is no dashboard.
     pub log_every: usize,
+    /// Layers of a segment of which only what enters is kept until the backward pass, which computes the rest again: less memory for one
+    /// more forward pass. 0 keeps everything.
+    pub gradient_checkpointing: usize,
     /// What matrices are multiplied in: `auto` (`bf16` where the device has units for it, else `f32`), `f32` or `bf16`. Weights,
     /// gradients and moments are float32 in every case.
     pub precision: Compute,
@@ -225,6 +228,7 @@ impl Default for TrainConfig {
             patience: 0,
             min_delta: 0.0,
             log_every: 10,
+            gradient_checkpointing: 0,
             precision: Compute::Auto,
         }
     }

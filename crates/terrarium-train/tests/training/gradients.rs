@@ -37,8 +37,10 @@ fn assert_close(a: &Gradients<Inner>, b: &Gradients<Inner>, tolerance: f32) {
 fn sliced(model: &Decoder<Train>, batches: &[Batch]) -> (f64, Gradients<Inner>) {
     let mut grads = Gradients::default();
     let count: usize = batches.iter().map(Batch::labelled).sum();
-    let sum =
-        batches.iter().map(|batch| scalar(loss::backward(model, batch, 1.0 / count as f64, &mut grads, &Default::default()))).sum::<f64>();
+    let sum = batches
+        .iter()
+        .map(|batch| scalar(loss::backward(model, batch, 1.0 / count as f64, 0, &mut grads, &Default::default())))
+        .sum::<f64>();
     (sum / count as f64, grads)
 }
 
@@ -114,4 +116,25 @@ fn every_parameter_has_a_gradient() {
     let (_, grads) = sliced(&model, &[rows.batch(&[0])]);
     assert_eq!(grads.paths().count(), config.table().entries.len());
     assert_eq!(model.num_params(), config.parameters());
+}
+
+/// MLPs that run beside the attention before them, and layer norms.
+const PARALLEL: &str = r#"{"model_type":"gpt_neox","vocab_size":41,"hidden_size":16,"num_hidden_layers":2,"num_attention_heads":4,"intermediate_size":24,
+    "rotary_pct":0.5,"use_parallel_residual":true,"max_position_embeddings":64,"hidden_act":"gelu","tie_word_embeddings":false}"#;
+
+#[test]
+fn what_is_computed_again_gives_the_same_gradients() {
+    for table in [TIED, HYBRID, PARALLEL] {
+        let (model, _) = model(table, 2);
+        let rows = PackedRows::pack(vec![document(0, 17), document(1, 9), document(2, 13)], 16);
+        let batch = rows.batch(&(0..rows.len()).collect::<Vec<_>>());
+        let (expected, reference) = sliced(&model, std::slice::from_ref(&batch));
+        for segment in [1, 2, 3, 100] {
+            let mut grads = Gradients::default();
+            let labelled = batch.labelled() as f64;
+            let sum = loss::backward(&model, &batch, 1.0 / labelled, segment, &mut grads, &Default::default());
+            assert!((scalar(sum) / labelled - expected).abs() < 1e-6, "segments of {segment}");
+            assert_close(&grads, &reference, 1e-5);
+        }
+    }
 }

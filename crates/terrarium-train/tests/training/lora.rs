@@ -28,7 +28,7 @@ fn every_adapter_tensor_gets_a_gradient_and_nothing_else_does() {
     // At the first step `b` is zero, and with it the gradient of `a`: one step later both learn.
     for step in 0..2 {
         let mut grads = Gradients::default();
-        loss::backward::<Train>(&model, &batch, 1.0 / 32.0, &mut grads, &device);
+        loss::backward::<Train>(&model, &batch, 1.0 / 32.0, 0, &mut grads, &device);
         assert_eq!(grads.paths().count(), 2 * report.adapted.len(), "only adapters have gradients");
         for path in &report.adapted {
             for (name, learns) in [("a", step > 0), ("b", true)] {
