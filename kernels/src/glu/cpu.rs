@@ -8,7 +8,7 @@ use super::Activation;
 use crate::cpu::math::{gelu, gelu_tanh, gelu_tanh_with_slope, gelu_with_slope, silu, silu_with_slope, vectorized};
 use crate::cpu::threads::{Shared, for_each};
 
-/// Values of a task: of all that it touches, what the first level of cache holds.
+/// Values of a task: with those beside them they stay in the first levels of cache.
 const BLOCK: usize = 1 << 12;
 
 #[inline(always)]

@@ -23,7 +23,7 @@ pub(crate) struct RotaryInput<'a> {
     pub back: bool,
 }
 
-/// Rows of `p` values of a task, about: some thousand values.
+/// Values of a task, about.
 const BLOCK: usize = 1 << 12;
 
 /// Fills `out`, `[b, h, l, p]`, or `[b, l, h, p]` on the way back.
