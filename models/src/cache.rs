@@ -1,7 +1,7 @@
 //! Caches as values: a clone is a snapshot.
 
 use burn::tensor::backend::Backend;
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{DType, Int, Tensor, TensorData};
 
 use crate::mixers::{KvCache, Mamba2Cache, MambaCache};
 use crate::sequence::Context;
@@ -140,6 +140,61 @@ impl<B: Backend> Cache<B> {
             other => other,
         };
         Self { context: self.context, layers: self.layers.into_iter().map(stretched).collect() }
+    }
+
+    /// As it was after the first `tokens` tokens of every row; `None` where states were carried on, which know no way back, and where a row
+    /// holds padding or several documents.
+    pub fn cut(self, tokens: usize) -> Option<Self> {
+        let (rows, len) = (self.batch(), self.len());
+        if tokens > len || self.context != Context::plain(rows, len) {
+            return None;
+        }
+        let cut = |layer| match layer {
+            LayerCache::Attention(cache) => cache.cut(tokens).map(LayerCache::Attention),
+            LayerCache::Stateless => Some(LayerCache::Stateless),
+            LayerCache::Mamba(_) | LayerCache::Mamba2(_) => None,
+        };
+        let layers = self.layers.into_iter().map(cut).collect::<Option<Vec<_>>>()?;
+        Some(Self { context: Context::plain(rows, tokens), layers })
+    }
+
+    /// A cache of the same model with other contents. `give` is asked for each tensor by the name that [`Cache::tensors`] gives it, with its
+    /// shape and element type.
+    ///
+    /// # Errors
+    /// Those of `give`.
+    pub fn refilled<E>(
+        &self,
+        context: Context,
+        mut give: impl FnMut(String, [usize; 4], DType) -> Result<Tensor<B, 4>, E>,
+    ) -> Result<Self, E> {
+        let (rows, slots) = (context.batch(), context.slots());
+        let mut layers = Vec::with_capacity(self.layers.len());
+        for (i, layer) in self.layers.iter().enumerate() {
+            let mut ask = |name: &str, like: Tensor<B, 4>| {
+                let [_, x, y, z] = like.dims();
+                let dims = [rows, x, if matches!(name, "k" | "v") { slots } else { y }, z];
+                give(format!("layers.{i}.{name}"), dims, like.dtype())
+            };
+            layers.push(match layer {
+                LayerCache::Attention(cache) => {
+                    let (k, v) = cache.used();
+                    let (k, v) = (ask("k", k)?, ask("v", v)?);
+                    let conv = cache.conv.clone().map(|conv| ask("conv", conv.unsqueeze_dim(1))).transpose()?;
+                    LayerCache::Attention(KvCache::restored(k, v, conv.map(|conv| conv.squeeze_dim(1))))
+                }
+                LayerCache::Mamba(cache) => LayerCache::Mamba(MambaCache {
+                    conv: ask("conv", cache.conv.clone().unsqueeze_dim(1))?.squeeze_dim(1),
+                    ssm: ask("ssm", cache.ssm.clone().unsqueeze_dim(1))?.squeeze_dim(1),
+                }),
+                LayerCache::Mamba2(cache) => LayerCache::Mamba2(Mamba2Cache {
+                    conv: ask("conv", cache.conv.clone().unsqueeze_dim(1))?.squeeze_dim(1),
+                    ssm: ask("ssm", cache.ssm.clone())?,
+                }),
+                LayerCache::Stateless => LayerCache::Stateless,
+            });
+        }
+        Ok(Self { context, layers })
     }
 
     /// Keeps the given rows, in the given order.

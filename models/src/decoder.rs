@@ -372,6 +372,30 @@ impl<B: Backend> Decoder<B> {
         collect.1
     }
 
+    /// The first, middle and last rows of every parameter, with its path: enough to tell one model from another.
+    pub fn samples(&self) -> Vec<(String, TensorData)> {
+        struct Collect(PathTracker, Vec<(String, TensorData)>);
+        impl<B: Backend> ModuleVisitor<B> for Collect {
+            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+                let tensor = param.val();
+                let rows = tensor.dims()[0];
+                let picked: Vec<i32> =
+                    [0, rows / 2, rows.saturating_sub(1)].into_iter().filter(|&row| row < rows).map(|row| row as i32).collect();
+                let index = Tensor::<B, 1, Int>::from_data(TensorData::new(picked.clone(), [picked.len()]), &tensor.device());
+                self.1.push((self.0.path(), tensor.select(0, index).into_data()));
+            }
+            fn enter_module(&mut self, name: &str, container_type: &str) {
+                self.0.enter(name, container_type);
+            }
+            fn exit_module(&mut self, _name: &str, _container_type: &str) {
+                self.0.exit();
+            }
+        }
+        let mut collect = Collect(PathTracker::default(), Vec::new());
+        self.visit(&mut collect);
+        collect.1
+    }
+
     /// Every parameter with its path, adapters included.
     pub fn tensors(&self) -> Vec<(String, TensorData)> {
         self.readers().into_iter().map(|reader| (reader.path.clone(), reader.read())).collect()

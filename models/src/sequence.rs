@@ -129,6 +129,13 @@ impl Context {
         Self { rows: vec![Row::default(); batch], mixed: false }
     }
 
+    /// `batch` rows after `tokens` tokens of one document each, without padding.
+    pub fn plain(batch: usize, tokens: usize) -> Self {
+        let mut context = Self::start(batch);
+        context.skip(tokens);
+        context
+    }
+
     /// Rows.
     pub fn batch(&self) -> usize {
         self.rows.len()

@@ -153,6 +153,16 @@ impl<B: Backend> KvCache<B> {
         Self { k: write(old_k, used, k), v: write(old_v, used, v), used: after, conv }
     }
 
+    /// Keys and values `[b, g, s, p]` from elsewhere.
+    pub(crate) fn restored(k: Tensor<B, 4>, v: Tensor<B, 4>, conv: Option<Tensor<B, 3>>) -> Self {
+        Self { used: k.dims()[2], k, v, conv }
+    }
+
+    /// As it was after `slots` of its slots; `None` where a convolution has gone on.
+    pub(crate) fn cut(self, slots: usize) -> Option<Self> {
+        self.conv.is_none().then(|| Self { used: self.used.min(slots), ..self })
+    }
+
     /// The tokens over and over, up to `slots`, with room for `room`.
     pub(crate) fn repeat(self, slots: usize, room: usize) -> Self {
         let (used, (k, v)) = (self.used, self.used());

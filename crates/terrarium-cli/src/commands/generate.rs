@@ -2,6 +2,7 @@
 
 use std::ops::ControlFlow;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::{ArgGroup, Args};
 use serde::{Deserialize, Serialize};
@@ -9,7 +10,7 @@ use terrarium::kernels::TrainBackend;
 use terrarium::kernels::backend::{BackendTask, with_backend};
 use terrarium::models::DecoderConfig;
 use terrarium::runtime::tokenizer::Message;
-use terrarium::runtime::{self, Finish, GenerateOptions, Generated, GenerationConfig, Loaded, Piece, Row, Sampling, Tokenizer};
+use terrarium::runtime::{self, Finish, GenerateOptions, Generated, GenerationConfig, Loaded, Piece, Row, Sampling, Snapshot, Tokenizer};
 use terrarium::train::StopFlag;
 
 use crate::args::{ComputeArgs, DtypeArgs, TokenizerArgs};
@@ -24,9 +25,10 @@ use crate::{interrupt, output};
 /// generation_config.json decides, and without one the likeliest token is taken.
 #[derive(Debug, Args)]
 #[command(
-    group(ArgGroup::new("input").required(true).multiple(true).args(["prompt", "ids", "file"])),
+    group(ArgGroup::new("input").required(true).multiple(true).args(["prompt", "ids", "file", "load_state"])),
     after_help = "Examples:\n  terrarium generate --prompt 'Once upon a time' --max-new-tokens 100\n  \
-        terrarium generate --model HuggingFaceTB/SmolLM2-135M -p 'The capital of France is' -n 8 --temperature 0 --json"
+        terrarium generate --model HuggingFaceTB/SmolLM2-135M -p 'The capital of France is' -n 8 --temperature 0 --json\n  \
+        terrarium generate --file book.txt -n 0 --save-state book.state && terrarium generate --load-state book.state -n 50"
 )]
 pub struct Arguments {
     #[command(flatten)]
@@ -76,11 +78,19 @@ pub struct Arguments {
     /// tokens [default: 8192, on a CPU 2048].
     #[arg(long, value_name = "N")]
     prefill_chunk: Option<usize>,
+    /// Save the model's state after the prompt and what was generated.
+    #[arg(long, value_name = "FILE")]
+    save_state: Option<PathBuf>,
+    /// Go on from a saved state: a prompt that begins with its text is read from there on, and without a prompt its text is continued. The
+    /// state of a Transformer serves up to where prompt and text part; that of any other model serves whole or not at all.
+    #[arg(long, value_name = "FILE")]
+    load_state: Option<PathBuf>,
     #[command(flatten)]
     dtype: DtypeArgs,
     #[command(flatten)]
     compute: ComputeArgs,
-    /// Print {"ids": [new ids], "text": ".."} for each prompt; text is null without a tokenizer.
+    /// Print {"ids": [new ids], "text": ".."} for each prompt; text is null without a tokenizer. With --load-state also {"reused": N}, the
+    /// tokens of the prompt that were not read again.
     #[arg(long)]
     json: bool,
 }
@@ -106,15 +116,30 @@ enum Prompt {
 struct Answer<'a> {
     ids: &'a [u32],
     text: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reused: Option<usize>,
 }
 
 /// Generates, prints.
 pub fn run(arguments: &Arguments, console: &Console) -> Result<(), Failure> {
     model::prepare(&arguments.compute)?;
     let prompts = prompts(arguments)?;
+    let state = state(arguments, prompts.len())?;
     let source = arguments.model.source(&arguments.tokenizer, console)?;
     let stop = interrupt::graceful()?;
-    with_backend(&arguments.compute.device, Task { arguments, console, prompts, source: &source, stop })?
+    with_backend(&arguments.compute.device, Task { arguments, console, prompts, state, source: &source, stop })?
+}
+
+/// The state to go on from.
+fn state(arguments: &Arguments, prompts: usize) -> Result<Option<Arc<Snapshot>>, Failure> {
+    let Arguments { save_state, load_state, .. } = arguments;
+    if prompts > 1 && (save_state.is_some() || load_state.is_some()) {
+        return Err(Failure::usage(format!("--save-state and --load-state go with one prompt, and there are {prompts}")));
+    }
+    if let Some(file) = save_state.as_ref().filter(|file| file.is_dir()) {
+        return Err(Failure::usage(format!("--save-state {}: is a directory; name a file", file.display())));
+    }
+    Ok(load_state.as_deref().map(Snapshot::load).transpose()?.map(Arc::new))
 }
 
 fn prompts(arguments: &Arguments) -> Result<Vec<Prompt>, Failure> {
@@ -144,6 +169,7 @@ struct Task<'a> {
     arguments: &'a Arguments,
     console: &'a Console,
     prompts: Vec<Prompt>,
+    state: Option<Arc<Snapshot>>,
     source: &'a Source,
     stop: StopFlag,
 }
@@ -152,12 +178,17 @@ impl BackendTask for Task<'_> {
     type Output = Result<(), Failure>;
 
     fn run<B: TrainBackend>(self, device: &B::Device) -> Self::Output {
-        let Self { arguments, console, prompts, source, stop } = self;
+        let Self { arguments, console, prompts, state, source, stop } = self;
         let loaded = model::load::<B::InnerBackend>(source, arguments.dtype.dtype.into(), &arguments.model.hub, console, device)?;
         model::require_fused::<B::InnerBackend>(&loaded.config, loaded.dtype)?;
         let ids = prompts.iter().map(|prompt| encode(prompt, arguments, loaded.tokenizer.as_ref(), &loaded.config));
-        let ids = ids.collect::<Result<Vec<_>, Failure>>()?;
-        let options = options(arguments, &loaded.generation);
+        let mut ids = ids.collect::<Result<Vec<_>, Failure>>()?;
+        if ids.is_empty() {
+            ids.extend(state.iter().map(|state| state.tokens.clone()));
+        }
+        let mut options = options(arguments, &loaded.generation);
+        options.keep_state = arguments.save_state.is_some();
+        options.from = state;
         let mut stream = Stream::new(!arguments.json && ids.len() == 1, loaded.tokenizer.is_some());
         let Loaded { model, config, tokenizer, .. } = &loaded;
         let generated = runtime::generate(model, config, tokenizer.as_ref(), &ids, &options, device, &mut |piece| {
@@ -166,9 +197,14 @@ impl BackendTask for Task<'_> {
         stream.finish()?;
         generated.notes.iter().for_each(|note| console.note(format_args!("note: {note}")));
         if !stream.live {
-            print(&generated, arguments.json)?;
+            print(&generated, arguments)?;
         }
         timings(&generated, console);
+        if let (Some(file), Some(state)) = (&arguments.save_state, &generated.state) {
+            state.save(file)?;
+            let (tokens, size) = (state.tokens.len(), state.bytes() as f64 / 1e6);
+            console.note(format_args!("state after {tokens} tokens ({size:.1} MB): {}", file.display()));
+        }
         if generated.rows.iter().any(|row| matches!(row.finish, Finish::Cancelled)) { Err(Failure::Interrupted) } else { Ok(()) }
     }
 }
@@ -253,11 +289,12 @@ impl Stream {
     }
 }
 
-fn print(generated: &Generated, json: bool) -> Result<(), Failure> {
+fn print(generated: &Generated, arguments: &Arguments) -> Result<(), Failure> {
     let rows = generated.rows.len();
-    for (i, Row { ids, text, .. }) in generated.rows.iter().enumerate() {
-        if json {
-            output::json(&Answer { ids, text: text.as_deref() })?;
+    for (i, Row { ids, text, reused, .. }) in generated.rows.iter().enumerate() {
+        if arguments.json {
+            let reused = arguments.load_state.as_ref().map(|_| *reused);
+            output::json(&Answer { ids, text: text.as_deref(), reused })?;
         } else {
             let text = text.clone().unwrap_or_else(|| ids.iter().map(u32::to_string).collect::<Vec<_>>().join(","));
             output::line(format_args!("[{}/{rows}] {text}", i + 1))?;
@@ -268,6 +305,10 @@ fn print(generated: &Generated, json: bool) -> Result<(), Failure> {
 
 fn timings(generated: &Generated, console: &Console) {
     let timings = &generated.timings;
+    let reused: usize = generated.rows.iter().map(|row| row.reused).sum();
+    if reused > 0 {
+        console.note(format_args!("{reused} tokens of the prompt were in the state"));
+    }
     console.note(format_args!(
         "prompt: {} tokens in {:.2} s ({:.1} tokens/s); new: {} tokens in {:.2} s ({:.1} tokens/s)",
         timings.prompt_tokens,

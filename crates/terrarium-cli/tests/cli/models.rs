@@ -38,6 +38,47 @@ fn generate_json_has_ids_and_text() {
 }
 
 #[test]
+fn states_are_saved_and_gone_on_from() {
+    let model = text(tiny_model());
+    let dir = TempDir::new().unwrap();
+    let file = dir.path().join("a.state");
+    let state = text(&file);
+    let base = ["generate", "--model", model, "--temperature", "0", "--ignore-eos", "--json"];
+    let answer = |more: &[&str]| run(&[&base[..], more].concat()).ok().json().remove(0);
+    let whole = answer(&["--prompt", "The fox", "-n", "9"]);
+    let first = answer(&["--prompt", "The fox", "-n", "4", "--save-state", state]);
+    assert_eq!(first.as_object().unwrap().keys().collect::<Vec<_>>(), ["ids", "text"]);
+    // Without a prompt its text is continued; saved over the file it came from.
+    let second = answer(&["--load-state", state, "-n", "5", "--save-state", state]);
+    let ids = |answer: &Value| answer["ids"].as_array().unwrap().clone();
+    assert_eq!([ids(&first), ids(&second)].concat(), ids(&whole));
+    assert!(second["reused"].as_u64().unwrap() > 4, "{second}");
+    let third = run(&[&base[..], &["--load-state", state, "-n", "1"]].concat()).ok();
+    assert_eq!(third.json()[0]["reused"].as_u64().unwrap(), second["reused"].as_u64().unwrap() + 5);
+    // Another text: nothing is reused, and that is said; the model is a hybrid.
+    let other = run(&[&base[..], &["--load-state", state, "--prompt", "It was", "-n", "3"]].concat()).ok();
+    assert!(other.json()[0]["reused"] == 0 && other.err.contains("nothing of the state is reused"), "{other:?}");
+    assert_eq!(ids(&other.json()[0]), ids(&answer(&["--prompt", "It was", "-n", "3"])));
+    // A prompt in ids that begins with all of the state.
+    let prompt = "5,17,3";
+    answer(&["--ids", prompt, "-n", "0", "--save-state", state]);
+    let longer = answer(&["--ids", "5,17,3,8", "-n", "4", "--load-state", state]);
+    assert!(longer["reused"] == 3 && ids(&longer) == ids(&answer(&["--ids", "5,17,3,8", "-n", "4"])), "{longer}");
+
+    run(&[&base[..], &["--prompt", "a", "--prompt", "b", "--save-state", state]].concat()).fails(2, &["one prompt", "there are 2"]);
+    run(&[&base[..], &["--prompt", "a", "--save-state", text(dir.path())]].concat()).fails(2, &["is a directory"]);
+    run(&[&base[..], &["--load-state", "/nowhere.state"]].concat()).fails(1, &["/nowhere.state"]);
+    run(&["generate", "--load-state", state]).fails(1, &["another configuration", "without the state"]);
+    run(&[&base[..], &["--load-state", state, "--dtype", "bf16"]].concat()).fails(1, &["saved in f32", "--dtype f32"]);
+    run(&[&base[..], &["--load-state", &format!("{model}/model.safetensors")]].concat()).fails(1, &["not a saved state"]);
+    let bytes = std::fs::read(&file).unwrap();
+    std::fs::write(&file, &bytes[..bytes.len() - 9]).unwrap();
+    run(&[&base[..], &["--load-state", state]].concat()).fails(1, &["a.state", "truncated"]);
+    // Only whole files appear.
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+}
+
+#[test]
 fn an_interrupted_answer_exits_with_130() {
     let arguments = ["generate", "--model", text(tiny_model()), "--prompt", "The fox", "-n", "1000000", "--ignore-eos"];
     let mut child = terrarium(&arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();

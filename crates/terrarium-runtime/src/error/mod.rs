@@ -1,6 +1,7 @@
 //! The errors of this crate. Each says what was expected, what was found, and what to try.
 
 mod checkpoint;
+mod snapshot;
 mod torch;
 
 use std::path::{Path, PathBuf};
@@ -8,6 +9,7 @@ use std::path::{Path, PathBuf};
 use terrarium_models::ConfigError;
 
 pub use checkpoint::{AdapterError, CheckpointError, Mismatch};
+pub use snapshot::SnapshotError;
 pub use torch::{MegatronError, PickleError, TorchError};
 
 /// What every function of this crate returns.
@@ -34,6 +36,9 @@ pub enum Error {
     /// The device failed while decoding.
     #[error("the device failed while decoding: {0}")]
     Device(String),
+    /// A saved state.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
     /// A PEFT adapter.
     #[error(transparent)]
     Adapter(#[from] AdapterError),

@@ -7,7 +7,7 @@ use terrarium_kernels::argmax::argmax;
 use terrarium_kernels::backend::Memory;
 use terrarium_kernels::record::{RecordError, Recorder, Recording};
 use terrarium_kernels::sample::{Draws, SampleOptions, sample};
-use terrarium_models::{Cache, Decoder, Layout, StepPlace};
+use terrarium_models::{Cache, Context, Decoder, Layout, StepPlace};
 
 use crate::forward::host_values;
 use crate::{Error, Result};
@@ -401,6 +401,18 @@ impl<B: KernelBackend> Decoding<B> {
             return Ok(all);
         }
         Ok(self.active.iter().flat_map(|&row| all[row * vocab..(row + 1) * vocab].iter().copied()).collect())
+    }
+
+    /// Where the rows stand, and what they carry, on the host: all rows, those that ended included.
+    ///
+    /// # Errors
+    /// When the device failed.
+    pub fn state(&self) -> Result<(Context, Vec<(String, TensorData)>)> {
+        let Some(cache) = &self.cache else { return Err(Error::Device("a step broke off".into())) };
+        let read = || cache.tensors().into_iter().map(|(name, tensor)| (name, tensor.into_data())).collect();
+        let tensors = within(&self.recorder, read);
+        self.finished()?;
+        Ok((cache.context.clone(), tensors))
     }
 
     /// Goes on with these of the rows alone, in ascending order.

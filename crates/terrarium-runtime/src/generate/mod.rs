@@ -5,6 +5,7 @@ mod row;
 mod stop;
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use terrarium_kernels::KernelBackend;
@@ -12,8 +13,9 @@ use terrarium_models::{Cache, Decoder, DecoderConfig};
 
 use crate::Result;
 use crate::error::InputError;
-use crate::forward::{check_ids, host_logits, prefill_chunk, read_prompts};
+use crate::forward::{Reading, check_ids, host_logits, prefill_chunk, read_after, read_prompts};
 use crate::sampling::Sampling;
+use crate::snapshot::{Resumed, Snapshot};
 use crate::tokenizer::Tokenizer;
 pub use decoding::Decoding;
 use row::RowState;
@@ -40,6 +42,10 @@ pub struct GenerateOptions {
     pub batch: usize,
     /// Shows special tokens in the text.
     pub keep_special: bool,
+    /// A state to go on from: as much of the prompt as it has read is not read again. For a single prompt.
+    pub from: Option<Arc<Snapshot>>,
+    /// Keeps the state after the prompt and all that was generated. For a single prompt.
+    pub keep_state: bool,
 }
 
 impl GenerateOptions {
@@ -55,6 +61,8 @@ impl GenerateOptions {
             prefill_chunk: None,
             batch: 16,
             keep_special: false,
+            from: None,
+            keep_state: false,
         }
     }
 
@@ -88,6 +96,8 @@ pub struct Row {
     pub finish: Finish,
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
+    /// Those of them that a state had read before.
+    pub reused: usize,
 }
 
 /// Where the time went.
@@ -97,7 +107,7 @@ pub struct Timings {
     pub prefill: Duration,
     /// All further tokens.
     pub decode: Duration,
-    /// Tokens of all prompts.
+    /// Tokens of all prompts that were read.
     pub prompt_tokens: usize,
     /// New tokens of all rows.
     pub new_tokens: usize,
@@ -126,6 +136,8 @@ pub struct Generated {
     pub timings: Timings,
     /// Decisions worth printing.
     pub notes: Vec<String>,
+    /// The state after all tokens, where it was to be kept.
+    pub state: Option<Snapshot>,
 }
 
 /// A new token, as it comes.
@@ -151,7 +163,8 @@ pub fn generate<B: KernelBackend>(
     on_piece: &mut dyn FnMut(Piece<'_>) -> ControlFlow<()>,
 ) -> Result<Generated> {
     let prompts = check(config, tokenizer, prompts, options)?;
-    let mut run = Run { model, config, tokenizer, options, device, timings: Timings::default(), notes: Vec::new(), cancelled: false };
+    let mut run =
+        Run { model, config, tokenizer, options, device, timings: Timings::default(), notes: Vec::new(), state: None, cancelled: false };
     let mut rows = Vec::with_capacity(prompts.len());
     for (batch, group) in prompts.chunks(options.batch.max(1)).enumerate() {
         rows.extend(run.group(batch * options.batch.max(1), group, on_piece)?);
@@ -160,7 +173,7 @@ pub fn generate<B: KernelBackend>(
     run.notes.sort();
     run.notes.dedup();
     notes.extend(run.notes);
-    Ok(Generated { rows, timings: run.timings, notes })
+    Ok(Generated { rows, timings: run.timings, notes, state: run.state })
 }
 
 /// Ids of a prompt as the tokenizer wants it; an empty text is a bos.
@@ -177,6 +190,10 @@ fn check(config: &DecoderConfig, tokenizer: Option<&Tokenizer>, prompts: &[Vec<u
     options.sampling.check()?;
     if tokenizer.is_none() && !options.stop.is_empty() {
         return Err(InputError::Option("stop strings need a tokenizer, and this model has none: use eos ids".into()).into());
+    }
+    if (options.from.is_some() || options.keep_state) && prompts.len() != 1 {
+        let reason = format!("a state is that of one prompt, and there are {}: give one", prompts.len());
+        return Err(InputError::Option(reason).into());
     }
     if let Some(seeds) = &options.seeds
         && seeds.len() != prompts.len()
@@ -211,7 +228,17 @@ struct Run<'a, B: KernelBackend> {
     device: &'a B::Device,
     timings: Timings,
     notes: Vec<String>,
+    state: Option<Snapshot>,
     cancelled: bool,
+}
+
+/// Prompts that were read.
+struct Read<B: KernelBackend> {
+    /// After each one's last token.
+    logits: Vec<f32>,
+    cache: Cache<B>,
+    /// Tokens that a state had read before.
+    reused: usize,
 }
 
 /// From what the tokens of a step are chosen.
@@ -230,13 +257,19 @@ impl<B: KernelBackend> Run<'_, B> {
             let row = first + i;
             states.push(RowState::new(row, prompt, self.options.seed_of(row), self.options, self.tokenizer)?);
         }
-        if self.options.max_new_tokens == 0 || self.cancelled {
+        let nothing = self.options.max_new_tokens == 0;
+        if (nothing && !self.options.keep_state) || self.cancelled {
             let finish = if self.cancelled { Finish::Cancelled } else { Finish::Length };
             return states.into_iter().map(|state| state.into_row(finish.clone())).collect();
         }
         let mut clock = Instant::now();
-        let (logits, cache) = self.read(prompts)?;
-        self.timings.prompt_tokens += prompts.iter().map(Vec::len).sum::<usize>();
+        let Read { logits, cache, reused } = self.read(prompts)?;
+        self.timings.prompt_tokens += prompts.iter().map(Vec::len).sum::<usize>() - reused;
+        if nothing {
+            self.account(0, 0, &mut clock);
+            self.state = Some(Snapshot::take(self.model, self.config, &cache, prompts[0].clone(), logits)?);
+            return states.into_iter().map(|state| state.reusing(reused).into_row(Finish::Length)).collect();
+        }
         let mut active: Vec<usize> = (0..states.len()).collect();
         let mut kept = self.choose(&mut states, &active, Choice::Logits(logits), 0, on_piece)?;
         self.account(0, active.len(), &mut clock);
@@ -271,15 +304,46 @@ impl<B: KernelBackend> Run<'_, B> {
             self.account(step, active.len(), &mut clock);
         }
         self.notes.extend(decoding.note().map(str::to_string));
-        states.into_iter().map(|state| state.into_row(Finish::Length)).collect()
+        if self.options.keep_state {
+            // The newest token was chosen, not read.
+            decoding.read(&[states[0].newest()])?;
+            let logits = decoding.logits()?;
+            let (context, tensors) = decoding.state()?;
+            self.state = Some(Snapshot::of_parts(self.model, self.config, &context, tensors, states[0].seen().to_vec(), logits)?);
+        }
+        states.into_iter().map(|state| state.reusing(reused).into_row(Finish::Length)).collect()
     }
 
-    /// Reads the prompts: logits after each one's last token, and the cache.
-    fn read(&self, prompts: &[Vec<u32>]) -> Result<(Vec<f32>, Cache<B>)> {
+    /// Reads the prompts, but for what a state has read of them.
+    fn read(&mut self, prompts: &[Vec<u32>]) -> Result<Read<B>> {
         let rows: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
-        let chunk = self.options.prefill_chunk.unwrap_or_else(|| prefill_chunk::<B>(self.device));
-        let (hidden, cache) = read_prompts(self.model, &rows, chunk, self.spare(&rows), self.device)?;
-        Ok((host_logits(self.model, hidden)?, cache))
+        let (chunk, spare) = (self.options.prefill_chunk.unwrap_or_else(|| prefill_chunk::<B>(self.device)), self.spare(&rows));
+        let resumed = match &self.options.from {
+            Some(state) => self.resume(state, rows[0])?,
+            None => None,
+        };
+        let Some(Resumed { cache, reused, logits }) = resumed else {
+            let (hidden, cache) = read_prompts(self.model, &rows, chunk, spare, self.device)?;
+            return Ok(Read { logits: host_logits(self.model, hidden)?, cache, reused: 0 });
+        };
+        if let Some(logits) = logits {
+            return Ok(Read { logits, cache: cache.reserve(reused + spare), reused });
+        }
+        let reading = Reading { chunk, spare, cache: Some(cache) };
+        let (hidden, cache) = read_after(self.model, &[&rows[0][reused..]], reading, self.device)?;
+        Ok(Read { logits: host_logits(self.model, hidden)?, cache, reused })
+    }
+
+    /// Goes on from `state`, or takes note of why that cannot be.
+    fn resume(&mut self, state: &Snapshot, prompt: &[u32]) -> Result<Option<Resumed<B>>> {
+        let resumed = state.resume(self.model, self.config, prompt, self.device)?;
+        if resumed.is_none() {
+            let (common, all) = (state.common(prompt), state.tokens.len());
+            self.notes.push(format!(
+                "nothing of the state is reused: the prompt begins with {common} of its {all} tokens, and what this model carries cannot be taken back to there"
+            ));
+        }
+        Ok(resumed)
     }
 
     /// Tokens that the cache has room for behind the prompts: those asked for, though no more than a cache twice as long has.

@@ -12,6 +12,7 @@ pub(super) struct RowState<'a> {
     pub(super) row: usize,
     seen: Vec<u32>,
     prompt_tokens: usize,
+    reused: usize,
     sampler: Sampler,
     stream: Option<TextStream<'a>>,
     scanner: StopScanner,
@@ -26,12 +27,24 @@ impl<'a> RowState<'a> {
             row,
             seen: prompt.to_vec(),
             prompt_tokens: prompt.len(),
+            reused: 0,
             sampler: Sampler::new(options.sampling, seed)?,
             stream,
             scanner: StopScanner::new(&options.stop),
             text: String::new(),
             finish: None,
         })
+    }
+
+    /// Takes note that a state had read the first `tokens` of the prompt.
+    pub(super) fn reusing(mut self, tokens: usize) -> Self {
+        self.reused = tokens;
+        self
+    }
+
+    /// The tokens so far, the prompt's included.
+    pub(super) fn seen(&self) -> &[u32] {
+        &self.seen
     }
 
     /// The token to be read next.
@@ -112,6 +125,7 @@ impl<'a> RowState<'a> {
             text: self.stream.is_some().then_some(self.text),
             finish: self.finish.unwrap_or(otherwise),
             prompt_tokens: self.prompt_tokens,
+            reused: self.reused,
         })
     }
 }
