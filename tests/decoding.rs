@@ -174,3 +174,26 @@ fn draws_are_those_of_the_host() {
         }
     }
 }
+
+#[test]
+fn what_is_carried_can_be_read_at_any_step() {
+    for config in wanted() {
+        let model = model::<B>(&config, 23, &device());
+        let prompt: Tensor<B, 2, Int> = tensor(&ids(6, 2 * 5, 61), [2, 5], &device());
+        let mut decoding = decoding(&model, prompt.clone(), 3);
+        let (_, mut cache) = model.forward(prompt, None, &Layout::full(2, 5));
+        for step in 0..STEPS as u32 {
+            let newest = [step + 3, 2 * step];
+            decoding.read(&newest).unwrap();
+            cache = model.forward(tensor(&newest.map(|id| id as i32), [2, 1], &device()), Some(cache), &Layout::full(2, 1)).1;
+            let (context, carried) = decoding.state().unwrap();
+            assert_eq!(context, cache.context);
+            for ((name, found), (expected_name, expected)) in carried.into_iter().zip(cache.tensors()) {
+                let what = format!("{}, step {step}: {name}", config.family.name());
+                assert_eq!((&name, found.shape.to_vec()), (&expected_name, expected.dims().to_vec()), "{what}");
+                assert_close(&what, &found.iter::<f32>().collect::<Vec<f32>>(), &floats(expected), 2e-5);
+            }
+        }
+        assert_eq!(decoding.memory().is_some(), cfg!(feature = "cuda"));
+    }
+}

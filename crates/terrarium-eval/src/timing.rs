@@ -76,7 +76,7 @@ pub struct Timed {
     pub recorded: Option<usize>,
     /// The parts of a training step, where they were asked for.
     pub step: Option<Step>,
-    /// The most memory that was taken at once when reading or decoding, bytes; see [`memory`].
+    /// The most memory that was taken at once, bytes; see [`memory`].
     pub memory: Option<u64>,
     /// Bytes that a decoding step cannot but move; see [`Decode::floor`].
     pub floor: Option<f64>,
@@ -171,7 +171,8 @@ pub fn time_beside<B: TrainBackend>(
 ) -> Result<Timed> {
     let Load { part, batch, tokens, new_tokens, repeats, seed, labelled, in_parts } = *load;
     let mut ids = RandomIds::new(seed, config.vocab_size);
-    let (mut recorded, mut step, mut most, mut decoding) = (None, None, None, None);
+    let (mut recorded, mut step, mut decoding) = (None, None, None);
+    let most;
     let (name, count, flop, ms) = match part {
         Part::Train => {
             let model = random_model::<B>(config, seed, DType::F32, device);
@@ -179,6 +180,7 @@ pub fn time_beside<B: TrainBackend>(
             let rows = rows(&mut ids, batch, tokens, labelled);
             let mut training = Training::new(model);
             let ms = sorted((0..repeats + 2).map(|_| training.step(&rows, device)).collect());
+            most = memory::<B>(device);
             if in_parts {
                 let mut waits: Vec<[f64; 2]> = (0..3).map(|_| training.ends(&rows, device)).collect();
                 let memory = memory::<B>(device);
@@ -200,7 +202,8 @@ pub fn time_beside<B: TrainBackend>(
             let model = random_model::<B::InnerBackend>(config, seed, dtype, device);
             let decode = Decode { batch, context: tokens, new_tokens, repeats, seed };
             let found = decode.run(&model, config, device)?;
-            (recorded, most) = (found.recorded, found.memory);
+            recorded = found.recorded;
+            most = found.memory;
             decoding = Some((decode.floor(config, dtype), found.cache));
             ("decoding step", batch, 2.0, found.ms)
         }

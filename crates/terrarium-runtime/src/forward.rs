@@ -32,6 +32,9 @@ pub fn prefill_chunk<B: Backend>(device: &B::Device) -> usize {
     if cpu { 2048 } else { 8192 }
 }
 
+/// Tokens that scans take together, or a multiple of these.
+const SCANNED: usize = 256;
+
 /// How prompts are read.
 pub(crate) struct Reading<B: KernelBackend> {
     /// Tokens of a pass, all rows together; 0 for one pass.
@@ -55,7 +58,12 @@ pub(crate) fn prefill<B: KernelBackend>(
 ) -> Result<Option<Cache<B>>> {
     let longest = rows.iter().map(|row| row.len()).max().unwrap_or(0);
     let Reading { chunk, spare, mut cache } = reading;
-    let step = if chunk == 0 { longest.max(1) } else { (chunk / rows.len().max(1)).max(1) };
+    let step = match chunk / rows.len().max(1) {
+        _ if chunk == 0 => longest.max(1),
+        // Whole chunks of the scans.
+        step if step > SCANNED => step / SCANNED * SCANNED,
+        step => step.max(1),
+    };
     let all = cache.as_ref().map_or(0, Cache::len) + longest + spare;
     for start in (0..longest).step_by(step) {
         let len = step.min(longest - start);

@@ -11,6 +11,13 @@ fn a_backend_without_recordings_says_so() {
     assert_eq!(B::recorder(&Default::default()).is_some(), cfg!(feature = "cuda"));
 }
 
+#[test]
+fn devices_tell_how_much_memory_they_have() {
+    let (memory, capacity) = (B::memory(&Default::default()), B::capacity(&Default::default()));
+    assert_eq!((memory.is_some(), capacity.is_some()), (cfg!(any(feature = "cuda", feature = "vulkan")), cfg!(feature = "cuda")));
+    assert!(capacity.zip(memory).is_none_or(|(bytes, memory)| bytes >= memory.reserved && memory.reserved >= memory.in_use));
+}
+
 #[cfg(feature = "cuda")]
 mod cuda {
     use burn::tensor::{DType, Int, Tensor, TensorData};

@@ -10,7 +10,7 @@ use terrarium_train::plot::{Panel, Scale, Series};
 
 use super::Running;
 use super::report::Check;
-use super::speed::{Timed, attempt};
+use super::timed::{Timed, attempt};
 use crate::EvalError;
 use crate::timing::{Decode, random_model};
 
@@ -107,9 +107,8 @@ impl Generation {
         let dtype = Compute::Auto.on::<B>(device).unwrap_or(DType::F32);
         let config = &point.config;
         let make = || {
-            running.shared(&format!("{point_model} in {dtype:?}", point_model = point.model), || {
-                random_model::<B::InnerBackend>(config, 0, dtype, device)
-            })
+            let name = format!("model {} in {dtype:?}", point.model);
+            running.shared(&name, || random_model::<B::InnerBackend>(config, 0, dtype, device))
         };
         attempt::<B>(config, &self.decode(point), dtype, make, device)
     }

@@ -17,6 +17,7 @@ mod speed;
 mod stats;
 mod sweep;
 mod text;
+mod timed;
 
 use std::any::Any;
 use std::path::{Path, PathBuf};
@@ -48,9 +49,10 @@ pub use phonebook::{Phonebook, PhonebookTask, Variant};
 pub use recipe::{Recipe, recipe_names};
 pub use report::{Check, Report, Table, Verdict};
 pub use scaling::{ModelSize, Scaling};
-pub use speed::{Operations, Speed, Timed, Timings};
+pub use speed::{Operations, Speed, Timings};
 pub use sweep::Models;
 pub use text::TextTask;
+pub use timed::Timed;
 
 use folder::{CellLog, Folder};
 

@@ -150,3 +150,35 @@ pub(super) fn prefill<B: KernelBackend>(model: &Decoder<B>, ids: &mut RandomIds,
     model.logits(hidden).argmax(1).into_data();
     Ok(start.elapsed().as_secs_f64() * 1e3)
 }
+
+#[cfg(test)]
+mod tests {
+    use terrarium_models::presets::preset;
+
+    use super::*;
+
+    /// The models of arXiv 2406.07887 on a device of 80 GB.
+    #[test]
+    fn what_fits_is_known_by_arithmetic() {
+        let config = |name: &str| preset(name).unwrap().decoder().unwrap();
+        let (hybrid, transformer) = (config("mamba2-hybrid-8b-3t-128k"), config("gpt3-8b-multi-3.5t-base"));
+        let gigabytes = |config: &DecoderConfig, context: usize, batch: usize| {
+            let decode = Decode { batch, context, new_tokens: 32, repeats: 5, seed: 0 };
+            let (needs, floor) = (decode.needs(config, DType::BF16, 8192) / 1e9, decode.floor(config, DType::BF16) / 1e9);
+            assert!(floor < needs, "{floor} {needs}");
+            (needs, floor)
+        };
+        // Weights of 17.1 GB, and for each token 32 layers of keys and values of 4096.
+        let (needs, floor) = gigabytes(&transformer, 32768, 1);
+        assert!((17.1 + 17.3..17.1 + 17.3 + 2.0).contains(&needs), "{needs}");
+        // The embedding is looked up in.
+        assert!((floor - (17.08 - 256_000.0 * 4096.0 * 2.0 / 1e9 + 32768.0 * 32.0 * 2.0 * 4096.0 * 2.0 / 1e9)).abs() < 0.05, "{floor}");
+        assert!(gigabytes(&transformer, 131_072, 1).0 > 80.0 && gigabytes(&transformer, 8192, 32).0 > 80.0);
+        // 4 layers of keys and values of 1024, and 24 states of 4.2 MB.
+        let (needs, floor) = gigabytes(&hybrid, 131_072, 8);
+        assert!((17.3 + 17.2 + 0.8..17.3 + 17.2 + 0.8 + 2.5).contains(&needs), "{needs}");
+        let states = 8.0 * 24.0 * 128.0 * 64.0 * 128.0 * 4.0 / 1e9;
+        assert!((floor - (17.31 - 2.1 + 17.18 + 2.0 * states)).abs() < 0.1, "{floor}");
+        assert!(gigabytes(&hybrid, 131_072, 32).0 > 80.0);
+    }
+}
