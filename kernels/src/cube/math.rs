@@ -26,7 +26,7 @@ pub(crate) fn silu_slope<N: Size>(x: Vector<f32, N>) -> Vector<f32, N> {
     gate + x * gate * (Vector::<f32, N>::new(1.0f32) - gate)
 }
 
-/// Normal distribution function, as [`crate::cpu::math`] has it.
+/// Normal distribution function; erfc(z) = t e^(-z^2 + p(t)) with t = 2 / (2 + z) (Numerical Recipes 6.2).
 #[cube]
 fn normal_cdf<N: Size>(x: Vector<f32, N>) -> Vector<f32, N> {
     let zero = Vector::<f32, N>::new(0.0f32);
