@@ -15,6 +15,8 @@ use crate::{Error, Result};
 /// Steps that are taken one kernel at a time before one is recorded: they compile kernels and find memory.
 const WARM: usize = 2;
 
+/// Bytes of a layer's cache above which its memory is given back to the device before the next layer is copied.
+const LARGE: usize = 1 << 26;
 /// Most tokens for which room is made at once.
 const MOST_AHEAD: usize = 4096;
 
@@ -97,7 +99,12 @@ fn within<B: KernelBackend, T>(recorder: &Option<Box<dyn Recorder<B>>>, work: im
 
 /// A copy of `cache` in memory of the recorder's own, with room for more keys and values where there are any. Memory is taken for a layer
 /// at a time.
-fn taken_over<B: KernelBackend>(recorder: &Option<Box<dyn Recorder<B>>>, cache: Cache<B>, room: usize) -> (Cache<B>, Option<RecordError>) {
+fn taken_over<B: KernelBackend>(
+    recorder: &Option<Box<dyn Recorder<B>>>,
+    cache: Cache<B>,
+    room: usize,
+    device: &B::Device,
+) -> (Cache<B>, Option<RecordError>) {
     let Cache { context, layers } = cache;
     let rows: Vec<usize> = (0..context.batch()).collect();
     let (mut error, mut own) = (None, Vec::with_capacity(layers.len()));
@@ -112,6 +119,12 @@ fn taken_over<B: KernelBackend>(recorder: &Option<Box<dyn Recorder<B>>>, cache: 
             error = Some(failed);
         }
         own.extend(copy.layers);
+        let bytes = one.bytes();
+        drop(one);
+        if bytes >= LARGE {
+            // Else the caller's pool keeps it, and a large cache needs its memory twice.
+            B::memory_cleanup(device);
+        }
     }
     (Cache { context, layers: own }, error)
 }
@@ -149,7 +162,7 @@ impl<B: KernelBackend> Decoding<B> {
                 let own = within(&recorder, || Tensor::zeros([rows, 1], device) + ids.clone());
                 let waited = stream.wait();
                 drop(ids);
-                let (cache, failed) = taken_over(&recorder, cache, room);
+                let (cache, failed) = taken_over(&recorder, cache, room, device);
                 (cache, own, waited.err().or(failed).map(|error| error.to_string()))
             }
         };
