@@ -44,6 +44,8 @@ fn even() -> Vec<DecoderConfig> {
         r#"{"model_type":"mamba","vocab_size":61,"hidden_size":32,"num_hidden_layers":2,"state_size":8,"time_step_rank":4}"#,
         r#"{"model_type":"llama","vocab_size":61,"hidden_size":32,"num_hidden_layers":2,"num_attention_heads":4,"num_key_value_heads":2,
             "intermediate_size":64,"max_position_embeddings":64}"#,
+        r#"{"model_type":"nemotron_h","vocab_size":61,"hidden_size":32,"hybrid_override_pattern":"M*-","num_attention_heads":4,"num_key_value_heads":2,
+            "head_dim":8,"intermediate_size":48,"mamba_num_heads":8,"mamba_head_dim":8,"n_groups":2,"ssm_state_size":16,"chunk_size":8}"#,
     ];
     texts.into_iter().map(|text| DecoderConfig::from_json(text).unwrap()).collect()
 }

@@ -62,7 +62,7 @@ pub struct Arguments {
     /// Micro-batches per step.
     #[arg(long, value_name = "N")]
     accumulation: Option<usize>,
-    /// Keep only what enters every N layers, and compute the rest again: less memory, a third more time.
+    /// Keep only what enters every N layers, and compute the rest again: less memory for one more forward pass.
     #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "1")]
     gradient_checkpointing: Option<usize>,
     /// How examples become text: auto, plain, alpaca or chat.
