@@ -1,7 +1,7 @@
 //! CubeCL kernel: one cube per row, which it reads several times.
 //!
-//! The smallest logit that may be drawn is found as a number of 32 bits that are in the order of floats, three bits in a pass: a pass
-//! counts, or weighs, what lies at or above each of seven numbers, and all units agree on the largest that still has enough.
+//! The smallest logit that may be drawn is found as a number of 32 bits that are in the order of floats, two bits in a pass: a pass
+//! counts, or weighs, what lies at or above each of three numbers, and all units agree on the largest that still has enough.
 
 #![allow(clippy::manual_div_ceil, reason = "kernels have no such method")]
 
@@ -17,7 +17,7 @@ use crate::cube::{Device, array, cast, empty, packed};
 /// Rows of up to this many columns: counts of them are exact in float32.
 const MOST: usize = 1 << 24;
 /// Numbers that a pass tries.
-const TRIED: usize = 7;
+const TRIED: usize = 3;
 /// Smallest number that stands for a float: minus infinity. Below it are NaNs.
 const LEAST: u32 = 0x007F_FFFF;
 
@@ -65,14 +65,13 @@ fn threshold<F: Float, N: Size>(
     let used = (row.known as usize + logits.vector_size() - 1) / logits.vector_size();
     let turns = (used + comptime!(units - 1) - lane) / units;
     let mut found = 0u32.runtime();
+    // Unrolled: as a loop it comes out wrong on Vulkan, where only the first pass counts.
     #[unroll]
-    for pass in 0..comptime!((32 - spare).div_ceil(3)) {
-        // The first pass has the bits that are left over.
-        let low = comptime!(spare + 3 * ((32 - spare).div_ceil(3) - 1 - pass));
-        let tried = comptime!(if low + 3 > 32 { (1usize << (32 - low)) - 1 } else { TRIED });
-        let mut sums = Array::<f32>::new(tried);
+    for pass in 0..comptime!((32 - spare) / 2) {
+        let low = comptime!(30 - 2 * pass);
+        let mut sums = Array::<f32>::new(TRIED);
         #[unroll]
-        for i in 0..tried {
+        for i in 0..TRIED {
             sums[i] = 0.0f32;
         }
         for turn in 0..turns {
@@ -87,16 +86,16 @@ fn threshold<F: Float, N: Size>(
                         share = f32::exp((x[e] - row.best) * row.sharp);
                     }
                     #[unroll]
-                    for i in 0..tried {
+                    for i in 0..TRIED {
                         sums[i] = sums[i] + select(number >= found + comptime!((i as u32 + 1) << low), share, 0.0f32);
                     }
                 }
             }
         }
-        team_reduce(&mut sums, scratch, tried, false, team);
+        team_reduce(&mut sums, scratch, TRIED, false, team);
         let mut enough = 0u32.runtime();
         #[unroll]
-        for i in 0..tried {
+        for i in 0..TRIED {
             if sums[i] >= goal {
                 enough = comptime!((i as u32 + 1) << low).runtime();
             }
@@ -233,10 +232,10 @@ pub(crate) fn sample<R: CubeRuntime>(
     let units = device.max_units.min(1024).min((v / width).next_power_of_two() as u32);
     let into = into.filter(|into| into.dtype() == DType::I32 && into.can_mut() && into.is_contiguous());
     let out = into.unwrap_or_else(|| empty(&logits, [b, 1], DType::I32));
-    // Bits behind the mantissa of a half are zeros, or ones where the sign turned them.
+    // Bits behind the mantissa of a half are zeros, or ones where the sign turned them; an even number of them.
     let spare = match logits.dtype() {
         DType::BF16 => 16,
-        DType::F16 => 13,
+        DType::F16 => 12,
         _ => 0,
     };
     // SAFETY: the kernel guards rows and columns.

@@ -31,16 +31,17 @@ fn draws_are_those_of_the_host() {
         SampleOptions { top_p: 1e-6, ..ALL },
         SampleOptions { top_k: 20, top_p: 0.9, temperature: 1.5 },
     ];
+    // The last takes every part of the kernel.
+    let options = if SLOW { &options[6..] } else { &options[..] };
     let dtypes: Vec<DType> = [DType::F32].into_iter().chain(halves().into_iter().map(|(dtype, _)| dtype)).collect();
-    let sizes: &[(usize, usize, usize)] =
-        if SLOW { &[(2, 37, 30), (1, 600, 600)] } else { &[(1, 1, 1), (3, 37, 30), (2, 5003, 5003), (1, 50288, 50277)] };
+    let sizes: &[(usize, usize, usize)] = if SLOW { &[(2, 37, 30)] } else { &[(1, 1, 1), (3, 37, 30), (2, 5003, 5003), (1, 50288, 50277)] };
     for &(rows, v, known) in sizes {
         let mut values = numbers(rows * v, v as u64);
         values.chunks_mut(v).for_each(|row| row[known..].fill(9.0));
         for &dtype in &dtypes {
             let given = logits(&values, rows, dtype);
             let rounded: Vec<f32> = given.clone().cast(DType::F32).into_data().iter::<f32>().collect();
-            for options in options {
+            for &options in options {
                 // Counts near the end of 32 bits go on from nothing.
                 let seeds: Vec<(u64, u32)> = (0..rows as u64).map(|row| (0x1234_5678_9ABC_DEF0 * (row + 1), u32::MAX - 1)).collect();
                 let mut draws = Draws::new(&seeds, &Default::default());
