@@ -198,13 +198,16 @@ impl Context {
     }
 }
 
+/// Rotary angles up to a capacity, by configuration.
+type AngleMemo<B> = Arc<Mutex<Vec<(RopeConfig, Angles<B>)>>>;
+
 /// Where the rows of a batch stand, on the device: for steps of one token each that go on with every row's document and are the same
 /// call every time, so that they can be recorded (see [`crate::Decoder::step`]).
 #[derive(Debug, Clone)]
 pub struct StepPlace<B: Backend> {
     standing: Standing<B>,
-    /// By configuration, for all layers and all steps.
-    angles: Arc<Mutex<Vec<(RopeConfig, Angles<B>)>>>,
+    /// For all layers and all steps.
+    angles: AngleMemo<B>,
 }
 
 impl<B: KernelBackend> StepPlace<B> {
