@@ -75,7 +75,7 @@ pub fn at_once<B: Backend>(count: usize, vocab: usize, dtype: DType, device: &B:
 ///
 /// The head is differentiated slice by slice on a detached copy of the hidden states, whose gradient then goes through the
 /// rest of the model in one backward pass: the same gradients as all at once, without its memory. Where `segment` is not 0 the same is done
-/// to every so many layers ([`crate::segments`]).
+/// to every so many layers (gradient checkpointing, arXiv 1604.06174).
 pub fn backward<B: TrainBackend>(
     model: &Decoder<B>,
     batch: &Batch,
