@@ -22,6 +22,7 @@ const NEAR: usize = 1024;
 /// A unit per channel of every query, key and value head.
 #[cube(launch_unchecked, address_type = "dynamic")]
 #[allow(clippy::too_many_arguments)]
+#[allow(clippy::collapsible_if, reason = "without pairs the inner one is not compiled")]
 fn place_kernel<F: Float>(
     q: &Array<F>,
     k: &Array<F>,

@@ -348,7 +348,7 @@ pub(crate) fn decode_merge<F: Float, N: Size>(
         let unit = UNIT_POS as usize;
         let column = unit % vectors;
         let group = unit / vectors;
-        let live = (end_of(places, &z, counted) + slots as usize - 1) / slots as usize;
+        let live = end_of(places, &z, counted).div_ceil(slots as usize);
         let mut top = f32::new(HIDDEN);
         let mut i = unit;
         while i < live {
