@@ -89,7 +89,7 @@ pub fn backward<B: TrainBackend>(
     };
     let _alone = one_at_a_time();
     if segment > 0 {
-        let passed = Passed::forward(model, ids(batch, device), ids(batch, device), &batch.layout(), segment, device);
+        let passed = Passed::forward(model, ids(batch, device), &batch.layout(), segment, device);
         // The head reads what the last norm gives.
         let (hidden, last) = passed.hidden(model);
         let labelled = labelled(hidden, &targets);

@@ -17,11 +17,6 @@ fn tensors<B: Backend>(stream: &Stream<B>) -> Vec<Tensor<B, 3>> {
     [Some(&stream.x), stream.branch.as_ref(), stream.before.as_ref()].into_iter().flatten().cloned().collect()
 }
 
-/// The same stream of other tensors, in the order of [`tensors`].
-fn with<A: Backend, B: Backend>(stream: Stream<A>, mut f: impl FnMut(Tensor<A, 3>) -> Tensor<B, 3>) -> Stream<B> {
-    Stream { x: f(stream.x), branch: stream.branch.map(&mut f), before: stream.before.map(&mut f) }
-}
-
 fn sequence<B: KernelBackend>(layout: &Layout, device: &B::Device) -> Sequence<B> {
     Context::start(layout.dims()[0]).advance(layout, device).0
 }
@@ -36,18 +31,11 @@ pub(crate) struct Passed<B: TrainBackend> {
 }
 
 impl<B: TrainBackend> Passed<B> {
-    /// Reads a batch, `segment` layers at a time. `plain` are the ids below autodiff.
-    pub fn forward(
-        model: &Decoder<B>,
-        ids: Tensor<B, 2, Int>,
-        plain: Tensor<B::InnerBackend, 2, Int>,
-        layout: &Layout,
-        segment: usize,
-        device: &B::Device,
-    ) -> Self {
+    /// Reads a batch, `segment` layers at a time.
+    pub fn forward(model: &Decoder<B>, ids: Tensor<B, 2, Int>, layout: &Layout, segment: usize, device: &B::Device) -> Self {
         let inner = model.valid();
         let plainly = sequence::<B::InnerBackend>(layout, device);
-        let mut stream = inner.enter(plain, &plainly);
+        let mut stream = inner.enter(ids.clone().inner(), &plainly);
         let mut entries = Vec::new();
         for start in (0..inner.layers.len()).step_by(segment) {
             let layers = start..(start + segment).min(inner.layers.len());
@@ -108,5 +96,7 @@ impl<B: TrainBackend> Passed<B> {
 
 /// Tensors of an entry as the ends of a graph of their own.
 fn leaves<B: AutodiffBackend>(entry: &Stream<B::InnerBackend>) -> Stream<B> {
-    with(entry.clone(), |tensor| Tensor::<B, 3>::from_inner(tensor).require_grad())
+    let leaf = |tensor: Tensor<B::InnerBackend, 3>| Tensor::<B, 3>::from_inner(tensor).require_grad();
+    let Stream { x, branch, before } = entry.clone();
+    Stream { x: leaf(x), branch: branch.map(leaf), before: before.map(leaf) }
 }

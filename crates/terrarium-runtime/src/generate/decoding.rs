@@ -24,21 +24,19 @@ const MOST_AHEAD: usize = 4096;
 enum Chooser<B: KernelBackend> {
     /// The likeliest one.
     Greedy,
-    /// Drawn; the draws are taken only while a step runs.
-    Drawn(SampleOptions, Option<Draws<B>>),
+    /// Drawn.
+    Drawn(SampleOptions, Draws<B>),
 }
 
 impl<B: KernelBackend> Chooser<B> {
-    /// A token for each row, over `old` where that can be.
-    fn choose(&mut self, logits: Tensor<B, 2>, known: usize, old: Tensor<B, 2, Int>) -> Tensor<B, 2, Int> {
+    /// A token for each row, over `old` where that can be, and the chooser of the next ones.
+    fn choose(self, logits: Tensor<B, 2>, known: usize, old: Tensor<B, 2, Int>) -> (Tensor<B, 2, Int>, Self) {
         match self {
-            Self::Drawn(options, draws) if draws.is_some() => {
-                let taken = draws.take().unwrap_or_else(|| unreachable!("just looked"));
-                let (ids, next) = sample(logits, known, *options, taken, Some(old));
-                *draws = Some(next);
-                ids
+            Self::Greedy => (argmax(logits, known, Some(old)), Self::Greedy),
+            Self::Drawn(options, draws) => {
+                let (ids, next) = sample(logits, known, options, draws, Some(old));
+                (ids, Self::Drawn(options, next))
             }
-            _ => argmax(logits, known, Some(old)),
         }
     }
 }
@@ -49,7 +47,7 @@ pub struct Decoding<B: KernelBackend> {
     recording: Option<Box<dyn Recording>>,
     model: Decoder<B>,
     known: usize,
-    /// Where tokens are chosen on the device.
+    /// Where tokens are chosen on the device; taken only while a step runs.
     chooser: Option<Chooser<B>>,
     device: B::Device,
     /// `[rows, 1]`: the tokens to be read next.
@@ -203,7 +201,7 @@ impl<B: KernelBackend> Decoding<B> {
             all[row] = seed;
         }
         let draws = within(&self.recorder, || Draws::new(&all, &self.device));
-        self.chooser = Some(Chooser::Drawn(options, Some(draws)));
+        self.chooser = Some(Chooser::Drawn(options, draws));
         (self.recording, self.steps) = (None, 0);
     }
 
@@ -331,7 +329,7 @@ impl<B: KernelBackend> Decoding<B> {
 
     fn places(&self, recorder: &dyn Recorder<B>) -> Result<Vec<u64>, RecordError> {
         let draws = match &self.chooser {
-            Some(Chooser::Drawn(_, draws)) => draws.as_ref().map(Draws::state),
+            Some(Chooser::Drawn(_, draws)) => Some(draws.state()),
             _ => None,
         };
         match &self.cache {
@@ -353,9 +351,10 @@ impl<B: KernelBackend> Decoding<B> {
             };
             *place = place.take().map(StepPlace::advance);
             let all = model.logits(hidden.squeeze_dim::<2>(1));
-            if let Some(chooser) = chooser {
+            if let Some(taken) = chooser.take() {
                 let old = std::mem::replace(ids, Tensor::empty([1, 1], &all.device()));
-                *ids = chooser.choose(all.clone(), *known, old);
+                let (chosen, next) = taken.choose(all.clone(), *known, old);
+                (*ids, *chooser) = (chosen, Some(next));
             }
             (*logits, *cache) = (Some(all), Some(next));
         });
@@ -446,9 +445,10 @@ impl<B: KernelBackend> Decoding<B> {
                 *place = StepPlace::new(&cache.context, place.capacity(), &self.device);
             }
             self.cache = Some(cache);
-            if let Some(Chooser::Drawn(_, draws)) = &mut self.chooser {
-                *draws = draws.take().map(|draws| draws.select_rows(&kept));
-            }
+            self.chooser = self.chooser.take().map(|chooser| match chooser {
+                Chooser::Greedy => Chooser::Greedy,
+                Chooser::Drawn(options, draws) => Chooser::Drawn(options, draws.select_rows(&kept)),
+            });
             self.ids = Tensor::zeros([kept.len(), 1], &self.device);
         });
     }

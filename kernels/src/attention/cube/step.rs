@@ -10,14 +10,12 @@ use cubecl::prelude::*;
 
 use super::shared::*;
 use super::{Back, Call, View, decode};
-use crate::attention::step::{StepArgs, StepOut};
+use crate::attention::step::{NEAR, StepArgs, StepOut};
 use crate::cube::reduce::{addresses, cube_grid};
 use crate::cube::{Device, array, down, down_int, empty, packed, up};
 
 /// Units of a cube.
 const UNITS: u32 = 256;
-/// Positions of a block of angles: see [`crate::attention::step::Angles`].
-const NEAR: usize = 1024;
 
 /// A unit per channel of every query, key and value head.
 #[cube(launch_unchecked, address_type = "dynamic")]

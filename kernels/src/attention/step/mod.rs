@@ -13,7 +13,7 @@ use crate::error::expect_shape;
 use crate::{ArgumentError, KernelBackend};
 
 /// Positions of a block of [`Angles`].
-const NEAR: usize = 1024;
+pub(crate) const NEAR: usize = 1024;
 
 /// Where the rows of a batch stand, on the device.
 #[derive(Debug, Clone)]
