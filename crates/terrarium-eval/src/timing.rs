@@ -102,6 +102,9 @@ pub struct Step {
     pub flop: f64,
     /// The most memory that was taken at once, bytes: from the device by its pools, or by this process so far on a CPU.
     pub memory: Option<u64>,
+    /// What it takes by arithmetic ([`terrarium_train::memory`]), bytes.
+    #[serde(default)]
+    pub estimate: u64,
     /// Its parts.
     pub shares: Vec<Share>,
     /// Of the step without its parts, milliseconds.
@@ -261,6 +264,13 @@ fn in_operations<B: TrainBackend>(config: &DecoderConfig, whole: Whole<'_>, othe
     let Whole { rows, dtype, ms, memory, ends } = whole;
     let labelled = rows.labelled();
     let at_once = loss::at_once::<B::InnerBackend>(labelled, config.vocab_size, dtype, device).max(1);
+    let needs = terrarium_train::memory::Load {
+        positions: rows.rows * rows.length,
+        compute: dtype,
+        segment: 0,
+        logits: (at_once * config.vocab_size * dtype.size()) as u64,
+        states: 16 * config.parameters() as u64,
+    };
     let calls = calls(config, [rows.rows, rows.length], labelled, at_once);
     let shapes: Vec<Shape> = calls.iter().map(|(shape, _)| *shape).collect();
     let timed = |op: &str, case: &str| {
@@ -293,6 +303,7 @@ fn in_operations<B: TrainBackend>(config: &DecoderConfig, whole: Whole<'_>, othe
         ms,
         flop,
         memory,
+        estimate: needs.estimate(config).total(),
         shares,
         other_ms: ms - known,
     }

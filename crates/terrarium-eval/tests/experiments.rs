@@ -137,6 +137,23 @@ fn text_is_learnt_by_every_mix_and_at_every_size() {
 }
 
 #[test]
+fn both_precisions_learn_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let summary = finish(&options("precision", dir.path(), &[]));
+    assert_eq!(summary.report.cells.len(), 4);
+    for pair in summary.report.cells.chunks(2) {
+        let [wide, narrow] = [&pair[0], &pair[1]];
+        assert_eq!((wide["precision"].as_str(), narrow["precision"].as_str()), (Some("f32"), Some("bf16")));
+        assert_eq!(wide["seed"], narrow["seed"]);
+        // Rounding shows, and costs little.
+        assert!(number(wide, "loss") != number(narrow, "loss") && number(wide, "loss") < 3.1, "{wide:?}");
+        assert!((number(wide, "loss") - number(narrow, "loss")).abs() < 0.1, "{wide:?} {narrow:?}");
+    }
+    let both = run(&options("precision", &dir.path().join("both"), &["training.precision=f32"]), &mut ()).unwrap_err();
+    assert!(both.to_string().contains("training.precision"), "{both}");
+}
+
+#[test]
 fn models_go_on_at_longer_lengths() {
     let dir = tempfile::tempdir().unwrap();
     let summary = finish(&options("long-context", &dir.path().join("turned"), &[]));

@@ -15,6 +15,7 @@ mod host;
 mod interrupt;
 pub mod log;
 pub mod loss;
+pub mod memory;
 mod merge;
 pub mod optim;
 mod params;

@@ -15,13 +15,14 @@ use terrarium_runtime::{Checkpoint, Files, HubOptions, LoadOptions, Precision, T
 
 use crate::TrainError;
 use crate::checkpoint::RunState;
-use crate::config::{ConfigError, LoraSection, RunConfig, new_model};
+use crate::config::{Compute, ConfigError, LoraSection, RunConfig, new_model};
 use crate::data::{Corpus, Cursor, PackStats};
 use crate::event::{Event, Observers};
+use crate::memory::{Estimate, Load};
 use crate::optim::{AdamW, AdamWConfig, Groups, count};
 use crate::run::RunOptions;
 use crate::trainer::{Parts, Trainer};
-use crate::{loss, params};
+use crate::{host, loss, params};
 
 /// What is known before any weight is touched.
 pub(crate) struct Outline {
@@ -145,6 +146,16 @@ pub(crate) fn ready<B: TrainBackend>(options: &RunOptions, device: &B::Device, o
         observers.tell(Event::Note("products in bf16; weights, gradients and moments in float32 (train.precision)".to_string()));
         model = model.computing_in(dtype);
     }
+    let compute = config.train.precision.on::<B>(device).unwrap_or(DType::F32);
+    let slice = if host::is_host::<B>(device) { loss::SLICE.0 } else { loss::SLICE.1 };
+    let needs = memory(&config, &model_config, compute, slice);
+    observers.tell(Event::Note(format!("memory of a step: {needs}")));
+    if let Some(there) = B::capacity(device).filter(|there| *there < needs.total()) {
+        observers.tell(Event::Note(format!(
+            "this device has {:.2} GB: if it runs out, lower train.batch or train.sequence_length (and raise train.accumulation), or set train.gradient_checkpointing",
+            there as f64 / 1e9
+        )));
+    }
     let groups = Groups::of(&params::list(&model));
     observers.tell(Event::Note(format!("model: {} ({} parameters); {groups}", model_config.pattern(), count(model_config.parameters()))));
     let adamw = AdamWConfig::new(&config.train);
@@ -211,10 +222,8 @@ pub struct Plan {
     pub train: PackStats,
     /// Packing of the validation data.
     pub valid: Option<PackStats>,
-    /// Bytes of weights, gradients and moments.
-    pub state_bytes: usize,
-    /// Bytes of the largest slice of logits on a CPU, of which a few are alive at once.
-    pub logits_bytes: usize,
+    /// What a step takes on a CPU.
+    pub memory: Estimate,
 }
 
 /// Reads configuration, tokenizer and data, and says what a run would do. Writes nothing.
@@ -228,7 +237,7 @@ pub fn plan(options: &RunOptions) -> Result<Plan, TrainError> {
     let trained = adapters.unwrap_or(parameters);
     let train = &config.train;
     let tokens_per_step = train.batch * train.sequence_length * train.accumulation;
-    let positions = train.batch * train.sequence_length;
+    let compute = if train.precision == Compute::Bf16 { DType::BF16 } else { DType::F32 };
     Ok(Plan {
         pattern: model.pattern(),
         parameters,
@@ -238,9 +247,25 @@ pub fn plan(options: &RunOptions) -> Result<Plan, TrainError> {
         epochs: (train.steps * train.batch * train.accumulation) as f64 / corpus.train.len() as f64,
         train: corpus.train.stats.clone(),
         valid: corpus.valid.map(|rows| rows.stats),
-        state_bytes: 4 * (parameters + adapters.unwrap_or(0) + 3 * trained),
-        logits_bytes: 4 * model.vocab_size * positions.min(loss::rows(loss::SLICE.0, model.vocab_size, DType::F32)),
+        memory: memory(&config, &model, compute, loss::SLICE.0),
     })
+}
+
+/// What a step takes, with products in `compute` and logits in slices of at most `slice` bytes.
+fn memory(config: &RunConfig, model: &DecoderConfig, compute: DType, slice: usize) -> Estimate {
+    let (train, parameters) = (&config.train, model.parameters());
+    let adapters = config.lora.as_ref().map(|lora| adapter_parameters(model, lora));
+    let trained = adapters.unwrap_or(parameters);
+    let positions = train.batch * train.sequence_length;
+    let rows = positions.min(loss::rows(slice, model.vocab_size, compute));
+    let load = Load {
+        positions,
+        compute,
+        segment: train.gradient_checkpointing,
+        logits: (compute.size() * model.vocab_size * rows) as u64,
+        states: 4 * (parameters + adapters.unwrap_or(0) + 3 * trained) as u64,
+    };
+    load.estimate(model)
 }
 
 fn adapter_parameters(model: &DecoderConfig, lora: &LoraSection) -> usize {
@@ -261,18 +286,12 @@ fn adapter_parameters(model: &DecoderConfig, lora: &LoraSection) -> usize {
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mb = |bytes: usize| bytes as f64 / f64::from(1 << 20);
         writeln!(f, "model       {} with {} parameters, {} trained", self.pattern, count(self.parameters), count(self.trained))?;
         writeln!(f, "training    {}", self.train)?;
         if let Some(valid) = &self.valid {
             writeln!(f, "validation  {valid}")?;
         }
         writeln!(f, "steps       {} of {} tokens, {:.2} passes over the data", self.steps, self.tokens_per_step, self.epochs)?;
-        write!(
-            f,
-            "memory      {:.0} MB for weights, gradients and moments; logits in slices of {:.0} MB; plus activations",
-            mb(self.state_bytes),
-            mb(self.logits_bytes)
-        )
+        write!(f, "memory      {}", self.memory)
     }
 }

@@ -17,7 +17,7 @@ use crate::{interrupt, model, output, progress};
 /// Repeat a claim of a paper in miniature.
 ///
 /// Trains or times small models of all architectures and writes a report: a table, a figure, and whether the claim held. NAME is an
-/// experiment that comes along (mqar, copy, phonebook, layer-mix, scaling, long-context, speed), or a recipe of your own (JSON). Ctrl-C leaves after the running step; finished models are kept, and
+/// experiment that comes along (mqar, copy, phonebook, layer-mix, scaling, precision, long-context, speed), or a recipe of your own (JSON). Ctrl-C leaves after the running step; finished models are kept, and
 /// --resume goes on.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  terrarium experiment mqar --smoke\n  \

@@ -10,6 +10,7 @@ mod layer_mix;
 mod long_context;
 mod mqar;
 mod phonebook;
+mod precision;
 mod recipe;
 mod report;
 mod scaling;
@@ -46,6 +47,7 @@ pub use layer_mix::LayerMix;
 pub use long_context::{Continuation, LongContext, LongTask, Rows};
 pub use mqar::{Mqar, MqarTask};
 pub use phonebook::{Phonebook, PhonebookTask, Variant};
+pub use precision::Precision;
 pub use recipe::{Recipe, recipe_names};
 pub use report::{Check, Report, Table, Verdict};
 pub use scaling::{ModelSize, Scaling};
@@ -323,6 +325,7 @@ pub fn run(options: &Options, watch: &mut dyn Watch) -> Result<Outcome, EvalErro
         Recipe::Phonebook(experiment) => launch(experiment, options, watch),
         Recipe::LayerMix(experiment) => launch(experiment, options, watch),
         Recipe::Scaling(experiment) => launch(experiment, options, watch),
+        Recipe::Precision(experiment) => launch(experiment, options, watch),
         Recipe::LongContext(experiment) => launch(experiment, options, watch),
         Recipe::Speed(experiment) => launch(experiment, options, watch),
     }

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Copying, Experiment, LayerMix, LongContext, Mqar, Phonebook, Scaling, Speed, Training};
+use super::{Copying, Experiment, LayerMix, LongContext, Mqar, Phonebook, Precision, Scaling, Speed, Training};
 use crate::EvalError;
 
 /// What to run. In JSON the key `experiment` says which one; unknown keys are mistakes.
@@ -22,6 +22,8 @@ pub enum Recipe {
     LayerMix(LayerMix),
     /// Loss against compute.
     Scaling(Scaling),
+    /// bfloat16 against float32.
+    Precision(Precision),
     /// Short models continued at longer lengths.
     LongContext(LongContext),
     /// Times of operations and whole models.
@@ -39,12 +41,13 @@ macro_rules! recipe {
     };
 }
 
-const RECIPES: [(&str, &str, &str); 7] = [
+const RECIPES: [(&str, &str, &str); 8] = [
     recipe!("mqar"),
     recipe!("copy"),
     recipe!("phonebook"),
     recipe!("layer-mix"),
     recipe!("scaling"),
+    recipe!("precision"),
     recipe!("long-context"),
     recipe!("speed"),
 ];
@@ -93,6 +96,7 @@ impl Recipe {
             Self::Phonebook(experiment) => complete(experiment),
             Self::LayerMix(experiment) => complete(experiment),
             Self::Scaling(experiment) => complete(experiment),
+            Self::Precision(experiment) => complete(experiment),
             Self::LongContext(experiment) => complete(experiment),
             Self::Speed(experiment) => complete(experiment),
         }

@@ -115,6 +115,8 @@ struct Training {
     utilisation: Option<f64>,
     /// The most memory taken at once: from the device by its pools, or by this process on a CPU.
     memory_bytes: Option<u64>,
+    /// What it takes by arithmetic.
+    estimated_bytes: u64,
     /// Operations timed alone, times their calls.
     shares: Vec<Share>,
     /// Of the step without these.
@@ -175,7 +177,10 @@ fn say(training: &Training, ms: f64) -> Result<(), Failure> {
         (Some(matmul), Some(share)) => format!(", {:.1} % of a matrix product's {matmul:.2}", 100.0 * share),
         _ => String::new(),
     };
-    let memory = training.memory_bytes.map_or(String::new(), |bytes| format!("; {:.2} GB at most", bytes as f64 / 1e9));
+    let estimate = training.estimated_bytes as f64 / 1e9;
+    let memory = training
+        .memory_bytes
+        .map_or(String::new(), |bytes| format!("; {:.2} GB at most ({estimate:.2} by arithmetic)", bytes as f64 / 1e9));
     output::line(format_args!("whole model: {:.2} TFLOP/s{ceiling}{memory}", training.model_tflops))?;
     output::line(format_args!("{:>6} {:>10} {:>6}  operation, timed alone, forward and backward", "share", "ms", "calls"))?;
     let mut shares: Vec<&Share> = training.shares.iter().collect();
@@ -220,8 +225,8 @@ impl BackendTask for Task<'_> {
             let model_tflops = step.flop_per_s() / 1e12;
             let matmul_tflops = measure::ceilings::<B>(device, dtype).ok().and_then(|machine| machine.matmul_tflops);
             let utilisation = matmul_tflops.map(|matmul| model_tflops / matmul);
-            let Step { memory: memory_bytes, shares, other_ms, .. } = step;
-            Training { model_tflops, matmul_tflops, utilisation, memory_bytes, shares, other_ms }
+            let Step { memory: memory_bytes, estimate: estimated_bytes, shares, other_ms, .. } = step;
+            Training { model_tflops, matmul_tflops, utilisation, memory_bytes, estimated_bytes, shares, other_ms }
         });
         let median = ms[ms.len() / 2];
         let decoding = floor.zip(cache).map(|(floor_bytes, cache_bytes)| {
