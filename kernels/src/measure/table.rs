@@ -199,6 +199,7 @@ impl<B: KernelBackend> Table<B> {
             ]);
         }
         self.add([self.ssd(65, 1000, 32, 64, 1, 128), self.ssd(4, 16385, 32, 64, 1, 128), self.ssd(8, 2048, 64, 64, 1, 128)]);
+        self.add([self.ssd(1, 200_000, 32, 64, 1, 128)]);
         self.add([self.ssd(8, 2048, 24, 64, 1, 128), Ssd { dtype: DType::F32, ..ssd(self, 2048, 128) }]);
         self.add([1, 16, 64, 128, 256].map(|b| Ssd { state: true, ..self.ssd(b, 1, 64, 64, 1, 128) }));
 

@@ -34,9 +34,10 @@ impl Ssd {
         self.l == 1 && self.state
     }
 
-    /// The last row and as many of its last heads as `work` allows.
+    /// The last row and as many of its last heads as `work` allows, but not fewer than four: where the gradient of `A` of one head
+    /// nearly cancels, its relative error says nothing.
     fn part(&self, work: usize) -> (usize, usize) {
-        let heads = (work / (self.l * self.p * self.n)).clamp(1, self.h);
+        let heads = (work / (self.l * self.p * self.n)).clamp(4.min(self.h), self.h);
         (self.b - 1, self.h - heads)
     }
 }
