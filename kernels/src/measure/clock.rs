@@ -45,7 +45,7 @@ pub(super) struct Clock<'a, B: KernelBackend> {
     plug: Option<(Tensor<B, 1>, f64)>,
 }
 
-/// Calls queued behind a plug; more would fill the driver's queue.
+/// Calls queued behind a plug, where more would fill the driver's queue, or in a recording.
 const BEHIND_PLUG: usize = 256;
 
 impl<'a, B: KernelBackend> Clock<'a, B> {
@@ -101,7 +101,7 @@ impl<'a, B: KernelBackend> Clock<'a, B> {
         if !self.effort.queued || host_ms < 0.5 * queued_ms {
             return Timing { ms: queued_ms, min: times[0], max: times[times.len() - 1], batches, calls, queued_ms, host_ms };
         }
-        let times = self.behind_plug(&mut call, host_ms);
+        let times = self.recorded(&mut call).unwrap_or_else(|| self.behind_plug(&mut call, host_ms));
         Timing {
             ms: median(&times),
             min: times[0],
@@ -111,6 +111,34 @@ impl<'a, B: KernelBackend> Clock<'a, B> {
             queued_ms,
             host_ms,
         }
+    }
+
+    /// Times of calls that the device replays from a recording (on CUDA from a graph, as the scripts for other implementations do);
+    /// nothing where these calls cannot be recorded.
+    fn recorded(&self, call: &mut dyn FnMut()) -> Option<Vec<f64>> {
+        let recorder = B::recorder(self.device)?;
+        let mut calls = || (0..BEHIND_PLUG).for_each(|_| call());
+        // Memory is found on the recorder's stream.
+        recorder.within(&mut calls);
+        recorder.wait().ok()?;
+        let uploads = recorder.uploads(&mut calls).ok()?;
+        recorder.wait().ok()?;
+        let recording = (!uploads).then(|| recorder.record(&mut calls).ok()).flatten()?;
+        let replays = |count: usize| -> Option<f64> {
+            let start = Instant::now();
+            (0..count).for_each(|_| recording.replay());
+            recorder.wait().ok()?;
+            Some(start.elapsed().as_secs_f64() * 1e3)
+        };
+        replays(1)?;
+        let count = ((self.effort.batch_ms / replays(1)?).ceil() as usize).clamp(1, 256);
+        let times: Option<Vec<f64>> =
+            (0..self.effort.batches).map(|_| Some(replays(count)? / (count * BEHIND_PLUG) as f64)).collect();
+        recording.check().ok()?;
+        self.sync();
+        let mut times = times?;
+        times.sort_by(f64::total_cmp);
+        Some(times)
     }
 
     /// Times of calls that were all queued before the first one ran, so that the device runs them back to back.
@@ -148,4 +176,34 @@ impl<'a, B: KernelBackend> Clock<'a, B> {
 /// Of sorted values.
 fn median(sorted: &[f64]) -> f64 {
     sorted[sorted.len() / 2]
+}
+
+#[cfg(all(test, feature = "cuda"))]
+mod tests {
+    use burn::tensor::Shape;
+
+    use super::*;
+    use crate::causal_conv1d::{ConvArgs, causal_conv1d};
+
+    type B = burn::backend::Cuda<f32, i32>;
+
+    #[test]
+    fn what_can_be_recorded_is_replayed() {
+        let device = Default::default();
+        let ones = |shape: [usize; 2]| Tensor::<B, 2>::ones(Shape::new(shape), (&device, DType::F32));
+        let mut state = Some(ones([2, 48]).reshape([2, 3, 16]));
+        let (x, weight) = (ones([2, 16]).reshape([2, 1, 16]), ones([16, 4]));
+        let mut calls = 0;
+        let mut step = || {
+            let args = ConvArgs { x: x.clone(), weight: weight.clone(), bias: None, state: state.take(), segments: None, silu: false };
+            state = Some(causal_conv1d(args).state);
+            calls += 1;
+        };
+        let clock = Clock::<B>::new(&device, Effort { batches: 3, batch_ms: 1.0, queued: true });
+        let times = clock.recorded(&mut step).expect("a step in place is recorded");
+        assert!(times.len() == 3 && times[0] > 0.0, "{times:?}");
+        // Replays enqueue nothing by themselves.
+        assert_eq!(calls, 3 * BEHIND_PLUG);
+        assert!(clock.recorded(&mut || drop(x.clone().into_data())).is_none(), "the host waits for values");
+    }
 }
