@@ -46,6 +46,14 @@ fn even() -> Vec<DecoderConfig> {
             "intermediate_size":64,"max_position_embeddings":64}"#,
         r#"{"model_type":"nemotron_h","vocab_size":61,"hidden_size":32,"hybrid_override_pattern":"M*-","num_attention_heads":4,"num_key_value_heads":2,
             "head_dim":8,"intermediate_size":48,"mamba_num_heads":8,"mamba_head_dim":8,"n_groups":2,"ssm_state_size":16,"chunk_size":8}"#,
+        r#"{"model_type":"gpt_neox","vocab_size":61,"hidden_size":32,"num_hidden_layers":2,"num_attention_heads":4,"intermediate_size":64,
+            "rotary_pct":0.25}"#,
+        r#"{"model_type":"gpt_neox","vocab_size":61,"hidden_size":32,"num_hidden_layers":2,"num_attention_heads":4,"intermediate_size":64,
+            "hidden_act":"gelu_new","use_parallel_residual":false}"#,
+        r#"{"model_type":"nemotron","vocab_size":61,"hidden_size":32,"num_hidden_layers":2,"num_attention_heads":4,"num_key_value_heads":2,
+            "head_dim":8,"intermediate_size":64}"#,
+        r#"{"model_type":"megatron","vocab_size":61,"hidden_size":32,"pattern":"*-*-","paired":true,"num_attention_heads":4,"head_dim":8,
+            "rotary_dim":4,"intermediate_size":64,"hidden_act":"relu2","normalization":"LayerNorm1P","tie_word_embeddings":false}"#,
     ];
     texts.into_iter().map(|text| DecoderConfig::from_json(text).unwrap()).collect()
 }

@@ -27,9 +27,9 @@ use crate::causal_conv1d::{self, ConvArgs, ConvOut};
 use crate::cross_entropy::{self, CrossEntropyArgs, CrossEntropyOut};
 use crate::glu::{self, Activation, GluArgs};
 use crate::linear::LinearKept;
+use crate::norm_residual::{self, ResidualNormArgs, ResidualNormKept, ResidualNormOut};
 use crate::path::{fused, runs};
 use crate::rms_norm_gated::{self, NormArgs};
-use crate::rms_norm_residual::{self, ResidualNormArgs, ResidualNormKept, ResidualNormOut};
 use crate::rotary::RotaryArgs;
 use crate::selective_scan::{self, ScanArgs, ScanOut};
 use crate::ssd::{self, SsdArgs, SsdOptions, SsdOut};
@@ -287,27 +287,29 @@ type Outcome<B> = (Tensor<B, 4>, Tensor<B, 3>);
 #[derive(Clone, Debug)]
 struct ResidualNorm<B: Backend> {
     eps: f32,
-    /// Dtype of the branch.
+    /// Dtype of what is normed.
     dtype: DType,
+    /// That of the bias of a layer norm.
+    bias: Option<DType>,
     /// Given by the forward.
     sum: Arc<OnceLock<Tensor<B, 3>>>,
 }
 
-impl<B: KernelBackend> Node<B, 3> for ResidualNorm<B> {
+impl<B: KernelBackend> Node<B, 4> for ResidualNorm<B> {
     /// The sum is kept in place of what was added.
-    fn reads(_tracked: [bool; 3]) -> [bool; 3] {
-        [false, false, true]
+    fn reads(_tracked: [bool; 4]) -> [bool; 4] {
+        [false, false, true, false]
     }
 
-    fn backward(self, [_, _, weight]: [Input<B>; 3], _tracked: [bool; 3], [dnormed, dsum]: [Input<B>; 2]) -> [Input<B>; 3] {
+    fn backward(self, [_, _, weight, _]: [Input<B>; 4], _tracked: [bool; 4], [dnormed, dsum]: [Input<B>; 2]) -> [Input<B>; 4] {
         let sum = self.sum.get().expect("the forward has run").clone();
         let dnormed = match dnormed {
             Some(dnormed) => up(dnormed),
             None => Tensor::zeros(sum.dims(), (&sum.device(), self.dtype)),
         };
-        let kept = ResidualNormKept { sum, weight: up(weight.expect(READ)), eps: self.eps, dtype: self.dtype };
-        let grads = B::rms_norm_residual_backward(kept, dnormed, dsum.map(up)).expect("a fast path has a backward");
-        [Some(down(grads.x)), Some(down(grads.residual)), Some(down(grads.weight))]
+        let kept = ResidualNormKept { sum, weight: up(weight.expect(READ)), bias: self.bias, eps: self.eps, dtype: self.dtype };
+        let grads = B::norm_residual_backward(kept, dnormed, dsum.map(up)).expect("a fast path has a backward");
+        [Some(down(grads.x)), Some(down(grads.residual)), Some(down(grads.weight)), grads.bias.map(down)]
     }
 }
 
@@ -518,18 +520,18 @@ impl<B: KernelBackend, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
         up(record::<B, C, _, 3>(node.clone(), inputs, |inputs| (down(B::rms_norm_gated(node.args(inputs))), None)).0)
     }
 
-    fn rms_norm_residual(args: ResidualNormArgs<Self>) -> ResidualNormOut<Self> {
-        let dtype = args.x.dtype();
-        if fused::<B>(Op::RmsNormResidual, dtype).is_none() {
-            return rms_norm_residual::reference::rms_norm_residual(args);
+    fn norm_residual(args: ResidualNormArgs<Self>) -> ResidualNormOut<Self> {
+        let dtype = args.dtype();
+        if fused::<B>(Op::NormResidual, dtype).is_none() {
+            return norm_residual::reference::norm_residual(args);
         }
         let eps = args.eps;
-        let node = ResidualNorm { eps, dtype, sum: Arc::default() };
+        let node = ResidualNorm { eps, dtype, bias: args.bias.as_ref().map(Tensor::dtype), sum: Arc::default() };
         let kept = node.sum.clone();
-        let inputs = [Some(down(args.x)), Some(down(args.residual)), Some(down(args.weight))];
-        let (normed, sum) = record::<B, C, _, 3>(node, inputs, |[x, residual, weight]| {
-            let [x, residual] = [x, residual].map(|tensor| up(tensor.expect(READ)));
-            let out = B::rms_norm_residual(ResidualNormArgs { x, residual, weight: up(weight.expect(READ)), eps });
+        let inputs = [args.x.map(down), Some(down(args.residual)), Some(down(args.weight)), args.bias.map(down)];
+        let (normed, sum) = record::<B, C, _, 4>(node, inputs, |[x, residual, weight, bias]| {
+            let (residual, weight) = (up(residual.expect(READ)), up(weight.expect(READ)));
+            let out = B::norm_residual(ResidualNormArgs { x: x.map(up), residual, weight, bias: bias.map(up), eps });
             // A node that runs once sets it once.
             let _ = kept.set(out.sum.clone());
             (down(out.normed), Some(down(out.sum)))

@@ -24,8 +24,8 @@ pub enum Op {
     Linear,
     /// [`crate::cross_entropy`]
     CrossEntropy,
-    /// [`crate::rms_norm_residual`]
-    RmsNormResidual,
+    /// [`crate::norm_residual`]
+    NormResidual,
     /// [`crate::embedding`]; the fast path is that of the gradient
     Embedding,
     /// [`crate::cumsum`]
@@ -40,7 +40,7 @@ impl Op {
     /// All operations, in the order of the model.
     pub const ALL: [Op; 12] = [
         Op::Embedding,
-        Op::RmsNormResidual,
+        Op::NormResidual,
         Op::Linear,
         Op::CausalConv1d,
         Op::SelectiveScan,
@@ -63,7 +63,7 @@ impl Op {
             Op::Attention => "attention",
             Op::Linear => "linear",
             Op::CrossEntropy => "cross_entropy",
-            Op::RmsNormResidual => "rms_norm_residual",
+            Op::NormResidual => "norm_residual",
             Op::Embedding => "embedding",
             Op::Cumsum => "cumsum",
             Op::Rotary => "rotary",

@@ -318,12 +318,15 @@ fn calls(config: &DecoderConfig, [b, l]: [usize; 2], labelled: usize, at_once: u
         None => calls.push((shape, 1)),
     };
     let linear = |inputs: usize, outputs: usize| Shape::Linear { rows, inputs, outputs };
-    let plain = Shape::Norm { b, l, e: d, groups: 1, gate: false };
+    let layer = config.norm.kind != NormKind::Rms;
+    let norm = |added: bool| match added || layer {
+        true => Shape::ResidualNorm { b, l, d, layer, added },
+        false => Shape::Norm { b, l, e: d, groups: 1, gate: false },
+    };
     for (i, layer) in config.layers.iter().enumerate() {
         let beside = config.parallel_mlp && matches!(layer, MixerConfig::Mlp(_));
-        // The first layer has no branch before it to add, and layer norms add apart.
-        let norm = if i == 0 || beside || config.norm.kind != NormKind::Rms { plain } else { Shape::ResidualNorm { b, l, d } };
-        add(norm);
+        // The first layer has no branch before it to add.
+        add(norm(i > 0 && !beside));
         match layer {
             MixerConfig::Mamba(m) => {
                 let (e, n, r) = (m.inner, m.state, m.dt_rank);
@@ -357,7 +360,7 @@ fn calls(config: &DecoderConfig, [b, l]: [usize; 2], labelled: usize, at_once: u
             }
         }
     }
-    add(if config.norm.kind == NormKind::Rms { Shape::ResidualNorm { b, l, d } } else { plain });
+    add(norm(true));
     let v = config.vocab_size;
     for _ in 0..labelled.div_ceil(at_once) {
         let rows = at_once.min(labelled);

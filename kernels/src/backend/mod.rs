@@ -17,9 +17,9 @@ use crate::causal_conv1d::{self, ConvArgs, ConvGrads, ConvOut};
 use crate::cross_entropy::{self, CrossEntropyArgs, CrossEntropyOut};
 use crate::glu::{self, GluArgs, GluGrads};
 use crate::linear::{self, LinearGrads, LinearKept};
+use crate::norm_residual::{self, ResidualNormArgs, ResidualNormGrads, ResidualNormKept, ResidualNormOut};
 use crate::record::Recorder;
 use crate::rms_norm_gated::{self, NormArgs, NormGrads};
-use crate::rms_norm_residual::{self, ResidualNormArgs, ResidualNormGrads, ResidualNormKept, ResidualNormOut};
 use crate::rotary::{self, RotaryArgs};
 use crate::sample::{Draws, SampleOptions};
 use crate::selective_scan::{self, ScanArgs, ScanGrads, ScanOut};
@@ -94,13 +94,13 @@ pub trait KernelBackend: Backend {
         None
     }
 
-    /// See [`crate::rms_norm_residual::rms_norm_residual`].
-    fn rms_norm_residual(args: ResidualNormArgs<Self>) -> ResidualNormOut<Self> {
-        rms_norm_residual::reference::rms_norm_residual(args)
+    /// See [`crate::norm_residual::norm_residual`].
+    fn norm_residual(args: ResidualNormArgs<Self>) -> ResidualNormOut<Self> {
+        norm_residual::reference::norm_residual(args)
     }
 
-    /// Gradients of [`KernelBackend::rms_norm_residual`]; an absent one of the sum is zero. `None` without a fast path.
-    fn rms_norm_residual_backward(
+    /// Gradients of [`KernelBackend::norm_residual`]; an absent one of the sum is zero. `None` without a fast path.
+    fn norm_residual_backward(
         _kept: ResidualNormKept<Self>,
         _dnormed: Tensor<Self, 3>,
         _dsum: Option<Tensor<Self, 3>>,

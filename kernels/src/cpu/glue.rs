@@ -12,9 +12,9 @@ use crate::causal_conv1d::{self, ConvArgs, ConvGrads, ConvOut};
 use crate::cross_entropy::{self, CrossEntropyArgs, CrossEntropyOut};
 use crate::glu::{self, GluArgs, GluGrads};
 use crate::linear::{self, LinearGrads, LinearKept};
+use crate::norm_residual::{self, ResidualNormArgs, ResidualNormGrads, ResidualNormKept, ResidualNormOut};
 use crate::path::{KernelChoice, choice, fused};
 use crate::rms_norm_gated::{self, NormArgs, NormGrads};
-use crate::rms_norm_residual::{self, ResidualNormArgs, ResidualNormGrads, ResidualNormKept, ResidualNormOut};
 use crate::rotary::{self, RotaryArgs};
 use crate::selective_scan::{self, ScanArgs, ScanGrads, ScanOut};
 use crate::ssd::{self, SsdArgs, SsdGrads, SsdOut};
@@ -159,39 +159,46 @@ impl<B: HostBackend> KernelBackend for B {
         })
     }
 
-    fn rms_norm_residual(args: ResidualNormArgs<B>) -> ResidualNormOut<B> {
-        let (dtype, wide, shape) = (args.x.dtype(), args.residual.dtype(), args.x.dims());
-        if fused::<B>(Op::RmsNormResidual, dtype).is_none() || !B::accepts(wide) {
-            return rms_norm_residual::reference::rms_norm_residual(args);
+    fn norm_residual(args: ResidualNormArgs<B>) -> ResidualNormOut<B> {
+        let (dtype, wide, shape) = (args.dtype(), args.residual.dtype(), args.residual.dims());
+        if fused::<B>(Op::NormResidual, dtype).is_none() || !B::accepts(wide) {
+            return norm_residual::reference::norm_residual(args);
         }
+        let (weight, bias) = (B::read(args.weight), args.bias.map(B::read));
+        let norm = norm_residual::cpu::Norm { weight: &weight, bias: bias.as_deref(), eps: args.eps };
+        let Some(x) = args.x else {
+            let normed = norm_residual::cpu::alone(&B::read(args.residual.clone()), &norm);
+            return ResidualNormOut { normed: B::write(normed, shape, dtype), sum: args.residual };
+        };
         let round: Option<fn(f32) -> f32> = match wide {
             DType::BF16 => Some(|value| bf16::from_f32(value).to_f32()),
             DType::F16 => Some(|value| f16::from_f32(value).to_f32()),
             _ => None,
         };
         let (mut sum, residual) = B::writable(args.residual);
-        let (x, weight) = (B::read(args.x), B::read(args.weight));
-        let normed = rms_norm_residual::cpu::forward(&mut sum, residual.as_deref(), &x, &weight, args.eps, round);
+        let normed = norm_residual::cpu::forward(&mut sum, residual.as_deref(), &B::read(x), &norm, round);
         ResidualNormOut { normed: B::write(normed, shape, dtype), sum: B::write(sum, shape, wide) }
     }
 
-    fn rms_norm_residual_backward(
+    fn norm_residual_backward(
         kept: ResidualNormKept<B>,
         dnormed: Tensor<B, 3>,
         dsum: Option<Tensor<B, 3>>,
     ) -> Option<ResidualNormGrads<B>> {
-        fused::<B>(Op::RmsNormResidual, kept.dtype)?;
+        fused::<B>(Op::NormResidual, kept.dtype)?;
         let (wide, shape) = (kept.sum.dtype(), kept.sum.dims());
         if !B::accepts(wide) {
-            return Some(rms_norm_residual::gradients::gradients(kept, dnormed, dsum));
+            return Some(norm_residual::gradients::gradients(kept, dnormed, dsum));
         }
         let weight_dtype = kept.weight.dtype();
         let (sum, weight, dsum) = (B::read(kept.sum), B::read(kept.weight), dsum.map(B::read));
         let (mut grad, dnormed) = B::writable(dnormed);
-        let dw = rms_norm_residual::cpu::backward(&mut grad, dnormed.as_deref(), &sum, dsum.as_deref(), &weight, kept.eps);
+        let layer = kept.bias.is_some();
+        let [dw, db] = norm_residual::cpu::backward(&mut grad, dnormed.as_deref(), &sum, dsum.as_deref(), &weight, layer, kept.eps);
         let residual = B::write(grad, shape, wide);
-        let x = residual.clone().cast(kept.dtype);
-        Some(ResidualNormGrads { x, residual, weight: B::write(dw, [shape[2]], weight_dtype) })
+        let (x, width) = (residual.clone().cast(kept.dtype), [shape[2]]);
+        let bias = kept.bias.map(|dtype| B::write(db, width, dtype));
+        Some(ResidualNormGrads { x, residual, weight: B::write(dw, width, weight_dtype), bias })
     }
 
     fn attention(args: AttentionArgs<B>) -> Tensor<B, 4> {

@@ -14,10 +14,10 @@ use crate::causal_conv1d::{self, ConvArgs, ConvGrads, ConvOut};
 use crate::cross_entropy::{self, CrossEntropyArgs, CrossEntropyOut};
 use crate::glu::{self, GluArgs, GluGrads};
 use crate::linear::{self, LinearGrads, LinearKept};
+use crate::norm_residual::{self, ResidualNormArgs, ResidualNormGrads, ResidualNormKept, ResidualNormOut};
 use crate::path::{KernelChoice, choice, fused, runs};
 use crate::record::Recorder;
 use crate::rms_norm_gated::{self, NormArgs, NormGrads};
-use crate::rms_norm_residual::{self, ResidualNormArgs, ResidualNormGrads, ResidualNormKept, ResidualNormOut};
 use crate::rotary::{self, RotaryArgs};
 use crate::sample::{self, Draws, SampleOptions};
 use crate::selective_scan::{self, ScanArgs, ScanDims, ScanGrads, ScanOut};
@@ -40,7 +40,7 @@ where
             Op::RmsNormGated => rms_norm_gated::cube::READY,
             Op::Attention => attention::cube::READY,
             Op::Linear => return float.then(linear::cube::path::<R>),
-            Op::RmsNormResidual => rms_norm_residual::cube::READY,
+            Op::NormResidual => norm_residual::cube::READY,
             Op::Embedding => embedding::cube::READY,
             Op::Cumsum => cumsum::cube::READY,
             Op::CrossEntropy => cross_entropy::cube::READY,
@@ -114,19 +114,19 @@ where
         fused::<Self>(Op::RmsNormGated, args.y.dtype()).map(|_| rms_norm_gated::cube::backward(args, dout))
     }
 
-    fn rms_norm_residual(args: ResidualNormArgs<Self>) -> ResidualNormOut<Self> {
-        match fused::<Self>(Op::RmsNormResidual, args.x.dtype()) {
-            Some(_) => rms_norm_residual::cube::forward(args),
-            None => rms_norm_residual::reference::rms_norm_residual(args),
+    fn norm_residual(args: ResidualNormArgs<Self>) -> ResidualNormOut<Self> {
+        match fused::<Self>(Op::NormResidual, args.dtype()) {
+            Some(_) => norm_residual::cube::forward(args),
+            None => norm_residual::reference::norm_residual(args),
         }
     }
 
-    fn rms_norm_residual_backward(
+    fn norm_residual_backward(
         kept: ResidualNormKept<Self>,
         dnormed: Tensor<Self, 3>,
         dsum: Option<Tensor<Self, 3>>,
     ) -> Option<ResidualNormGrads<Self>> {
-        fused::<Self>(Op::RmsNormResidual, kept.dtype).map(|_| rms_norm_residual::cube::backward(kept, dnormed, dsum))
+        fused::<Self>(Op::NormResidual, kept.dtype).map(|_| norm_residual::cube::backward(kept, dnormed, dsum))
     }
 
     fn attention(args: AttentionArgs<Self>) -> Tensor<Self, 4> {

@@ -14,8 +14,8 @@
 //!     `6 h p n`. Backward: 2.5 times that.
 //!   - `selective_scan`: `9 e n` per token. Backward: 2.5 times that.
 //!   - `attention`: `4 l s p h` over two, for the causal half. Backward: 2.5 times that.
-//!   - `causal_conv1d`: `2 k` per element. Backward: 2 times that. `rms_norm_gated`: 8 per element, `rms_norm_residual`: 5. Backward: 2 times
-//!     that. `rotary`: 6 per rotated pair each way. `glu`: 8 per element, backward twice that. `cross_entropy`: 4 per logit each way. `embedding_backward` and `cumsum`: 1 per element.
+//!   - `causal_conv1d`: `2 k` per element. Backward: 2 times that. `rms_norm_gated`: 8 per element, `norm_residual`: 5,
+//!     of a layer norm 8. Backward: 2 times that. `rotary`: 6 per rotated pair each way. `glu`: 8 per element, backward twice that. `cross_entropy`: 4 per logit each way. `embedding_backward` and `cumsum`: 1 per element.
 //!   - `linear`: `2 in out` per row. Backward: 2 times that.
 //! - *ceilings*: the rates of a copy and of a matrix product, measured in the same run: Burn's multiplication by a number, and a
 //!   square linear layer.
@@ -126,7 +126,7 @@ pub enum Shape {
         /// With a gate.
         gate: bool,
     },
-    /// [`crate::rms_norm_residual`] on a float32 stream.
+    /// [`crate::norm_residual`] on a float32 stream.
     ResidualNorm {
         /// Rows.
         b: usize,
@@ -134,6 +134,10 @@ pub enum Shape {
         l: usize,
         /// Channels.
         d: usize,
+        /// Layer norm.
+        layer: bool,
+        /// There is a branch to add.
+        added: bool,
     },
     /// [`crate::rotary`] on heads behind tokens.
     Rotary {

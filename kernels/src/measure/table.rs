@@ -18,7 +18,7 @@ pub(super) const OPS: [&str; 17] = [
     "causal_conv1d_step",
     "rms_norm_gated",
     "rms_norm",
-    "rms_norm_residual",
+    "norm_residual",
     "rotary",
     "attention",
     "attention_step",
@@ -50,7 +50,9 @@ pub(super) fn chosen<B: KernelBackend>(shapes: &[Shape], dtype: DType) -> Vec<Bo
             Shape::Attention { b, l, h, g, p } => table.add([Attention { g, ..table.attention(b, l, h, p) }]),
             Shape::Conv { b, l, e, k } => table.add([Conv { k, ..table.conv(b, l, e) }]),
             Shape::Norm { b, l, e, groups, gate } => table.add([Norm { groups, gate, ..table.norm(b, l, e) }]),
-            Shape::ResidualNorm { b, l, d } => table.add([ResidualNorm { residual: DType::F32, ..table.residual(b, l, d) }]),
+            Shape::ResidualNorm { b, l, d, layer, added } => {
+                table.add([ResidualNorm { residual: DType::F32, layer, added, ..table.residual(b, l, d) }]);
+            }
             Shape::Rotary { b, l, h, p, half } => table.add([Rotary { half, ..table.rotary(b, l, h, p) }]),
             Shape::Glu { b, l, f, activation, gated } => table.add([Glu { activation, gated, ..table.glu(b, l, f) }]),
             Shape::Linear { rows, inputs, outputs } => table.add([table.linear(rows, inputs, outputs)]),
@@ -90,7 +92,7 @@ impl<B: KernelBackend> Table<B> {
     }
 
     fn residual(&self, b: usize, l: usize, d: usize) -> ResidualNorm {
-        ResidualNorm { b, l, d, dtype: self.dtype, residual: self.dtype }
+        ResidualNorm { b, l, d, dtype: self.dtype, residual: self.dtype, layer: false, added: true }
     }
 
     fn loss(&self, rows: usize, v: usize) -> CrossEntropy {
@@ -140,7 +142,9 @@ impl<B: KernelBackend> Table<B> {
         self.add([norm, Norm { groups: 4, ..norm }, Norm { gate: false, ..norm }]);
         let attention = self.attention(2, 70, 4, 16);
         self.add([attention, Attention { g: 2, documents: Packed, ..attention }, Attention { l: 1, ..attention }]);
-        self.add([self.residual(2, 9, 64), ResidualNorm { residual: DType::F32, ..self.residual(1, 5, 33) }]);
+        let residual = ResidualNorm { residual: DType::F32, ..self.residual(1, 5, 33) };
+        let layer = ResidualNorm { layer: true, ..residual };
+        self.add([self.residual(2, 9, 64), residual, layer, ResidualNorm { added: false, ..layer }]);
         self.add([self.rotary(2, 9, 3, 16), Rotary { half: 3, ..self.rotary(1, 5, 2, 10) }]);
         for activation in Activation::ALL {
             self.add([true, false].map(|gated| Glu { activation, gated, ..self.glu(2, 9, 67) }));
@@ -223,7 +227,9 @@ impl<B: KernelBackend> Table<B> {
         self.add([(1, 2048), (16, 2048), (1, 16384)].map(|(b, s)| Attention { b, l: 1, s, ..attention }));
 
         let residual = self.residual(32, 2048, 2048);
-        self.add([residual, ResidualNorm { d: 768, ..residual }, ResidualNorm { residual: DType::F32, ..residual }]);
+        let stream = ResidualNorm { residual: DType::F32, ..residual };
+        self.add([residual, ResidualNorm { d: 768, ..residual }, stream]);
+        self.add([residual, stream].map(|case| ResidualNorm { layer: true, ..case }));
         self.add([self.rotary(32, 2048, 32, 64), self.rotary(32, 2048, 16, 128), Rotary { half: 16, ..self.rotary(32, 2048, 32, 64) }]);
         let glu = self.glu(32, 2048, 5632);
         self.add([glu, Glu { activation: Activation::Gelu, ..glu }, Glu { activation: Activation::Relu2, gated: false, ..glu }]);

@@ -12,7 +12,7 @@ fn the_report_names_a_path_for_every_operation() {
         for path in paths {
             let memory_bound = matches!(
                 path.op,
-                Op::RmsNormGated | Op::RmsNormResidual | Op::CrossEntropy | Op::Embedding | Op::Cumsum | Op::Rotary | Op::Glu
+                Op::RmsNormGated | Op::NormResidual | Op::CrossEntropy | Op::Embedding | Op::Cumsum | Op::Rotary | Op::Glu
             );
             // The reference of a running sum is linear in time on CPUs.
             let expected = if cfg!(any(feature = "vulkan", feature = "cuda")) { memory_bound } else { path.op != Op::Cumsum };

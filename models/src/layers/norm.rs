@@ -1,14 +1,12 @@
 //! Norms before mixers: root mean square, or layer norm.
 
 use burn::module::{Module, Param};
-use burn::tensor::DType;
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use terrarium_kernels::KernelBackend;
+use terrarium_kernels::norm_residual::{ResidualNormArgs, ResidualNormOut, norm_residual};
 use terrarium_kernels::rms_norm_gated::{NormArgs, rms_norm_gated};
-use terrarium_kernels::rms_norm_residual::{ResidualNormArgs, ResidualNormOut, rms_norm_residual};
 
-use super::linear::in_dtype;
 use crate::params::{Bag, ParamInit, ParamSpec};
 
 /// Kind of the norms of a model.
@@ -68,32 +66,22 @@ impl<B: Backend> Norm<B> {
 impl<B: KernelBackend> Norm<B> {
     /// `[b, l, d]` -> `[b, l, d]`.
     pub fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        let (eps, weight) = (self.config.eps, self.scale());
-        let Some(bias) = &self.bias else {
-            return rms_norm_gated(NormArgs { y: x, z: None, weight, groups: 1, eps });
-        };
-        // The variance is the mean square of what is centred.
-        let dtype = x.dtype();
-        let x = x.cast(DType::F32);
-        let centred = (x.clone() - x.mean_dim(2)).cast(dtype);
-        rms_norm_gated(NormArgs { y: centred, z: None, weight, groups: 1, eps }) + bias.val().unsqueeze()
+        match self.bias {
+            None => rms_norm_gated(NormArgs { y: x, z: None, weight: self.scale(), groups: 1, eps: self.config.eps }),
+            Some(_) => self.forward_after(None, x).0,
+        }
     }
 
-    /// Adds what a branch gave, if one came before, to the stream `x` and norms the sum: the norm and the sum, `[b, l, d]`.
+    /// Adds what a branch gave, if one came before, to the stream `x` and norms the sum: the norm and the sum, `[b, l, d]`. The norm is in
+    /// the dtype of the branch, without one in that of the stream.
     pub fn forward_after(&self, branch: Option<Tensor<B, 3>>, x: Tensor<B, 3>) -> (Tensor<B, 3>, Tensor<B, 3>) {
-        let sum = match branch {
-            None => x,
-            Some(branch) if self.bias.is_none() => {
-                let args = ResidualNormArgs { x: branch, residual: x, weight: self.scale(), eps: self.config.eps };
-                let ResidualNormOut { normed, sum } = rms_norm_residual(args);
-                return (normed, sum);
-            }
-            Some(branch) => {
-                let dtype = x.dtype();
-                x + in_dtype(branch, dtype)
-            }
-        };
-        (self.forward(sum.clone()), sum)
+        if branch.is_none() && self.bias.is_none() {
+            return (self.forward(x.clone()), x);
+        }
+        let bias = self.bias.as_ref().map(Param::val);
+        let args = ResidualNormArgs { x: branch, residual: x, weight: self.scale(), bias, eps: self.config.eps };
+        let ResidualNormOut { normed, sum } = norm_residual(args);
+        (normed, sum)
     }
 
     /// Adds the one to weights that are kept without it.

@@ -301,7 +301,7 @@ fn bench_train_takes_the_step_apart() {
     assert!((sum + number("other_ms") - number("median_ms")).abs() < 1e-6, "{report}");
     // Six layers of attention and MLPs beside it.
     let calls = |op: &str| shares.iter().filter(|share| share["op"] == op).map(|share| share["calls"].as_u64().unwrap()).sum::<u64>();
-    assert_eq!([calls("attention"), calls("linear"), calls("rms_norm"), calls("ssd")], [6, 6 * 6 + 1, 13, 0], "{report}");
+    assert_eq!([calls("attention"), calls("linear"), calls("norm_residual"), calls("ssd")], [6, 6 * 6 + 1, 13, 0], "{report}");
     let text = run(&command).ok().out;
     assert!(text.contains("attention b=1 l=16 h=4 g=4 p=32") && text.contains("waiting for the host"), "{text}");
     let without = run(&[&command[..], &["--no-shares", "--json"]].concat()).ok().json().remove(0);

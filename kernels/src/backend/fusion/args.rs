@@ -7,8 +7,8 @@ use crate::KernelBackend;
 use crate::attention::AttentionArgs;
 use crate::causal_conv1d::ConvArgs;
 use crate::glu::GluArgs;
+use crate::norm_residual::{ResidualNormArgs, ResidualNormKept};
 use crate::rms_norm_gated::NormArgs;
-use crate::rms_norm_residual::{ResidualNormArgs, ResidualNormKept};
 use crate::rotary::RotaryArgs;
 use crate::selective_scan::ScanArgs;
 use crate::ssd::SsdArgs;
@@ -40,8 +40,8 @@ arguments!(ssd_args, SsdArgs { x, dt, a, b, c; d, dt_bias, state; segments; opti
 arguments!(norm_args, NormArgs { y, weight; z; ; groups, eps });
 arguments!(rotary_args, RotaryArgs { x, cos, sin; ; ; });
 arguments!(glu_args, GluArgs { up; gate; ; activation });
-arguments!(residual_args, ResidualNormArgs { x, residual, weight; ; ; eps });
-arguments!(residual_kept, ResidualNormKept { sum, weight; ; ; eps, dtype });
+arguments!(residual_args, ResidualNormArgs { residual, weight; x, bias; ; eps });
+arguments!(residual_kept, ResidualNormKept { sum, weight; ; ; bias, eps, dtype });
 
 pub(super) fn attention_args<B: FusionBackend + KernelBackend>(
     call: &mut Call<B>,

@@ -20,9 +20,9 @@ use crate::cross_entropy::{self, CrossEntropyArgs, CrossEntropyOut};
 use crate::cube::down;
 use crate::glu::{self, GluArgs, GluGrads};
 use crate::linear::{self, LinearGrads, LinearKept};
+use crate::norm_residual::{self, ResidualNormArgs, ResidualNormGrads, ResidualNormKept, ResidualNormOut};
 use crate::path::{KernelChoice, choice, fused};
 use crate::rms_norm_gated::{self, NormArgs, NormGrads};
-use crate::rms_norm_residual::{self, ResidualNormArgs, ResidualNormGrads, ResidualNormKept, ResidualNormOut};
 use crate::rotary::{self, RotaryArgs};
 use crate::selective_scan::{self, ScanArgs, ScanGrads, ScanOut};
 use crate::ssd::{self, SsdArgs, SsdGrads, SsdOut};
@@ -212,39 +212,43 @@ impl<B: FusionBackend + KernelBackend> KernelBackend for Fusion<B> {
         Some(NormGrads { y: out.next(), weight: out.next(), z: out.next_if(gate) })
     }
 
-    fn rms_norm_residual(args: ResidualNormArgs<Self>) -> ResidualNormOut<Self> {
-        if fused::<B>(Op::RmsNormResidual, args.x.dtype()).is_none() {
-            return rms_norm_residual::reference::rms_norm_residual(args);
+    fn norm_residual(args: ResidualNormArgs<Self>) -> ResidualNormOut<Self> {
+        if fused::<B>(Op::NormResidual, args.dtype()).is_none() {
+            return norm_residual::reference::norm_residual(args);
         }
-        let mut call = Call::<B>::new("rms_norm_residual");
-        call.out_like(&args.x);
+        let mut call = Call::<B>::new("norm_residual");
+        call.out(args.residual.dims(), args.dtype());
         call.out_like(&args.residual);
         let args = residual_args(&mut call, args);
         let mut out = call.queue(move |taken| {
-            let out = B::rms_norm_residual(args(taken));
+            let out = B::norm_residual(args(taken));
             vec![down(out.normed), down(out.sum)]
         });
         ResidualNormOut { normed: out.next(), sum: out.next() }
     }
 
-    fn rms_norm_residual_backward(
+    fn norm_residual_backward(
         kept: ResidualNormKept<Self>,
         dnormed: Tensor<Self, 3>,
         dsum: Option<Tensor<Self, 3>>,
     ) -> Option<ResidualNormGrads<Self>> {
-        fused::<B>(Op::RmsNormResidual, kept.dtype)?;
-        let mut call = Call::<B>::new("rms_norm_residual_backward");
+        fused::<B>(Op::NormResidual, kept.dtype)?;
+        let layer = kept.bias;
+        let mut call = Call::<B>::new(if layer.is_some() { "layer_norm_residual_backward" } else { "norm_residual_backward" });
         call.out(kept.sum.dims(), kept.dtype);
         call.out_like(&kept.sum);
         call.out_like(&kept.weight);
+        if let Some(dtype) = layer {
+            call.out(kept.weight.dims(), dtype);
+        }
         let (dnormed, dsum) = (call.float(dnormed), call.maybe(dsum));
         let kept = residual_kept(&mut call, kept);
         let mut out = call.queue(move |taken| {
             let (kept, dnormed, dsum) = (kept(taken), taken.float(dnormed), taken.maybe(dsum));
-            let grads = B::rms_norm_residual_backward(kept, dnormed, dsum).expect(PROMISED);
-            gradients!(grads: x, residual, weight;)
+            let grads = B::norm_residual_backward(kept, dnormed, dsum).expect(PROMISED);
+            gradients!(grads: x, residual, weight; bias)
         });
-        Some(ResidualNormGrads { x: out.next(), residual: out.next(), weight: out.next() })
+        Some(ResidualNormGrads { x: out.next(), residual: out.next(), weight: out.next(), bias: out.next_if(layer.is_some()) })
     }
 
     fn attention(args: AttentionArgs<Self>) -> Tensor<Self, 4> {

@@ -84,6 +84,7 @@ impl<B: KernelBackend> Subject<B> for Norm {
             y: tokens(&args.y),
             z: args.z.as_ref().map(tokens).unwrap_or_default(),
             weight: host_all(Some(&args.weight)),
+            bias: Vec::new(),
         };
         let out = tokens(&B::rms_norm_gated(args.clone()));
         let cotangent = tokens(&dout);

@@ -9,8 +9,8 @@ use terrarium::kernels::causal_conv1d::{self, ConvArgs};
 use terrarium::kernels::cross_entropy::{self, CrossEntropyArgs};
 use terrarium::kernels::cumsum;
 use terrarium::kernels::glu::{self, Activation, GluArgs};
+use terrarium::kernels::norm_residual::{self, ResidualNormArgs};
 use terrarium::kernels::rms_norm_gated::{self, NormArgs};
-use terrarium::kernels::rms_norm_residual::{self, ResidualNormArgs};
 use terrarium::kernels::rotary::{self, RotaryArgs};
 use terrarium::kernels::selective_scan::{self, ScanArgs};
 use terrarium::kernels::ssd::{self, SsdArgs, SsdOptions};
@@ -57,7 +57,7 @@ fn compare<B: KernelBackend>(op: Op, noise: &mut Noise<B>) -> Outcome {
         Op::RmsNormGated => norm_difference(noise),
         Op::Attention => attention_difference(noise),
         Op::CrossEntropy => cross_entropy_difference(noise),
-        Op::RmsNormResidual => residual_difference(noise),
+        Op::NormResidual => residual_difference(noise),
         Op::Embedding => embedding_difference(noise),
         Op::Cumsum => cumsum_difference(noise),
         Op::Rotary => rotary_difference(noise),
@@ -142,10 +142,15 @@ fn cross_entropy_difference<B: KernelBackend>(noise: &mut Noise<B>) -> f32 {
 }
 
 fn residual_difference<B: KernelBackend>(noise: &mut Noise<B>) -> f32 {
-    let args =
-        ResidualNormArgs { x: noise.tensor([2, 33, 96]), residual: noise.tensor([2, 33, 96]), weight: noise.tensor([96]), eps: 1e-5 };
-    let (fast, slow) = (rms_norm_residual::rms_norm_residual(args.clone()), rms_norm_residual::reference::rms_norm_residual(args));
-    difference([(fast.normed, slow.normed), (fast.sum, slow.sum)])
+    let (x, residual) = (noise.tensor([2, 33, 96]), noise.tensor([2, 33, 96]));
+    let (weight, bias) = (noise.tensor([96]), noise.tensor([96]));
+    let rms = ResidualNormArgs { x: Some(x), residual, weight, bias: None, eps: 1e-5 };
+    let layer = ResidualNormArgs { bias: Some(bias), ..rms.clone() };
+    let [[normed, sum], [layer_normed, layer_sum]] = [rms, layer].map(|args| {
+        let (fast, slow) = (norm_residual::norm_residual(args.clone()), norm_residual::reference::norm_residual(args));
+        [(fast.normed, slow.normed), (fast.sum, slow.sum)]
+    });
+    difference([normed, sum, layer_normed, layer_sum])
 }
 
 /// The lookup is Burn's; what is ours is its gradient, here against a product with ones where a row was used.

@@ -6,17 +6,21 @@ use cubecl::prelude::*;
 
 use crate::cube::reduce::{RowPlan, lanes_sum, team_reduce};
 
-/// `sum = residual + x`, `normed = sum * rsqrt(mean(sum^2) + eps) * weight`.
+/// `sum = residual + x`, or what is there already unless `added`; `normed = sum * rsqrt(mean(sum^2) + eps) * weight`. A `layer` norm
+/// centres the sum first and ends with the bias.
 #[cube(launch_unchecked, address_type = "dynamic", fast_math = FastMath::all())]
 pub(super) fn residual_forward<F: Float, S: Float, W: Float, N: Size>(
     x: &Array<Vector<F, N>>,
     residual: &Array<Vector<S, N>>,
     weight: &Array<Vector<W, N>>,
+    bias: &Array<Vector<W, N>>,
     normed: &mut Array<Vector<F, N>>,
     sum: &mut Array<Vector<S, N>>,
     rows: u32,
     eps: f32,
     #[comptime] plan: RowPlan,
+    #[comptime] added: bool,
+    #[comptime] layer: bool,
     #[define(F, S, W)] _dtypes: [StorageType; 3],
 ) {
     let units = comptime!(plan.team.units as usize);
@@ -35,16 +39,42 @@ pub(super) fn residual_forward<F: Float, S: Float, W: Float, N: Size>(
         if comptime!(plan.ragged()) {
             at = min(at, vectors - 1);
         }
-        xs[k] = x[base + at];
+        if comptime!(added) {
+            xs[k] = x[base + at];
+        }
         sums[k] = residual[base + at];
+    }
+    let mut scratch = SharedMemory::<f32>::new(comptime!(plan.team.scratch(1)));
+    let count = comptime!((plan.vectors * plan.width) as f32);
+    let mut centre = Vector::<f32, N>::new(0.0f32);
+    if comptime!(added || layer) {
+        let mut levels = Vector::<f32, N>::new(0.0f32);
+        #[unroll]
+        for k in 0..each {
+            if comptime!(added) {
+                // Rounded as it is stored: what the norm would read if it came by itself.
+                sums[k] = Vector::cast_from(Vector::<f32, N>::cast_from(sums[k]) + Vector::<f32, N>::cast_from(xs[k]));
+            }
+            if comptime!(layer) {
+                if lane + k * units < vectors {
+                    levels += Vector::<f32, N>::cast_from(sums[k]);
+                }
+            }
+        }
+        if comptime!(layer) {
+            let mut totals = Array::<f32>::new(1usize);
+            totals[0] = lanes_sum::<N>(levels);
+            team_reduce(&mut totals, &mut scratch, 1usize, false, plan.team);
+            centre = Vector::new(totals[0] / count);
+        }
     }
     let mut squares = Vector::<f32, N>::new(0.0f32);
     #[unroll]
     for k in 0..each {
-        // Rounded as it is stored: what the norm would read if it came by itself.
-        let value = Vector::<S, N>::cast_from(Vector::<f32, N>::cast_from(sums[k]) + Vector::<f32, N>::cast_from(xs[k]));
-        sums[k] = value;
-        let value = Vector::<f32, N>::cast_from(value);
+        let mut value = Vector::<f32, N>::cast_from(sums[k]);
+        if comptime!(layer) {
+            value -= centre;
+        }
         if comptime!(plan.ragged()) {
             if lane + k * units < vectors {
                 squares += value * value;
@@ -55,26 +85,33 @@ pub(super) fn residual_forward<F: Float, S: Float, W: Float, N: Size>(
     }
     let mut totals = Array::<f32>::new(1usize);
     totals[0] = lanes_sum::<N>(squares);
-    let mut scratch = SharedMemory::<f32>::new(comptime!(plan.team.scratch(1)));
     team_reduce(&mut totals, &mut scratch, 1usize, false, plan.team);
-    let mean = totals[0] / comptime!((plan.vectors * plan.width) as f32);
-    let scale = Vector::<f32, N>::new(1.0f32 / (mean + eps).sqrt());
+    let scale = Vector::<f32, N>::new(1.0f32 / (totals[0] / count + eps).sqrt());
     if live {
         #[unroll]
         for k in 0..each {
             let at = lane + k * units;
             if at < vectors {
-                sum[base + at] = sums[k];
-                normed[base + at] =
-                    Vector::cast_from(Vector::<f32, N>::cast_from(sums[k]) * scale * Vector::<f32, N>::cast_from(weight[at]));
+                if comptime!(added) {
+                    sum[base + at] = sums[k];
+                }
+                let mut value = Vector::<f32, N>::cast_from(sums[k]);
+                if comptime!(layer) {
+                    value -= centre;
+                }
+                value = value * scale * Vector::<f32, N>::cast_from(weight[at]);
+                if comptime!(layer) {
+                    value += Vector::<f32, N>::cast_from(bias[at]);
+                }
+                normed[base + at] = Vector::cast_from(value);
             }
         }
     }
 }
 
 /// With `r = rsqrt(mean(s^2) + eps)` and `g = dnormed * weight`: `ds = r (g - s r^2 mean(g s)) + dsum`, in the dtype of the
-/// sum and, where `narrow` says so, in that of `x`. A team walks many rows and keeps its share of the weight's gradient in
-/// registers; `parts` takes one row of it per team.
+/// sum and, where `narrow` says so, in that of `x`. For a `layer` norm `s` is centred and `r mean(g)` taken off as well. A team walks
+/// many rows and keeps its share of the gradients of weight and bias in registers; `parts` takes one row per team: the weight's, then the bias's.
 #[cube(launch_unchecked, address_type = "dynamic", fast_math = FastMath::all())]
 pub(super) fn residual_backward<F: Float, S: Float, W: Float, N: Size>(
     sum: &Array<Vector<S, N>>,
@@ -90,6 +127,7 @@ pub(super) fn residual_backward<F: Float, S: Float, W: Float, N: Size>(
     #[comptime] plan: RowPlan,
     #[comptime] summed: bool,
     #[comptime] narrow: bool,
+    #[comptime] layer: bool,
     #[define(F, S, W)] _dtypes: [StorageType; 3],
 ) {
     let units = comptime!(plan.team.units as usize);
@@ -103,6 +141,7 @@ pub(super) fn residual_backward<F: Float, S: Float, W: Float, N: Size>(
 
     let mut w = Array::<Vector<W, N>>::new(each);
     let mut dw = Array::<Vector<f32, N>>::new(each);
+    let mut db = Array::<Vector<f32, N>>::new(each);
     #[unroll]
     for k in 0..each {
         let mut at = lane + k * units;
@@ -111,6 +150,9 @@ pub(super) fn residual_backward<F: Float, S: Float, W: Float, N: Size>(
         }
         w[k] = weight[at];
         dw[k] = Vector::new(0.0f32);
+        if comptime!(layer) {
+            db[k] = Vector::new(0.0f32);
+        }
     }
     let mut scratch = SharedMemory::<f32>::new(comptime!(plan.team.scratch(2)));
     let count = comptime!((plan.vectors * plan.width) as f32);
@@ -134,11 +176,33 @@ pub(super) fn residual_backward<F: Float, S: Float, W: Float, N: Size>(
                 us[k] = dsum[base + at];
             }
         }
+        let mut centre = Vector::<f32, N>::new(0.0f32);
+        let mut level = Vector::<f32, N>::new(0.0f32);
+        if comptime!(layer) {
+            let mut sums = Vector::<f32, N>::new(0.0f32);
+            let mut levels = Vector::<f32, N>::new(0.0f32);
+            #[unroll]
+            for k in 0..each {
+                if lane + k * units < vectors {
+                    sums += Vector::<f32, N>::cast_from(ss[k]);
+                    levels += Vector::<f32, N>::cast_from(ds[k]) * Vector::<f32, N>::cast_from(w[k]);
+                }
+            }
+            let mut totals = Array::<f32>::new(2usize);
+            totals[0] = lanes_sum::<N>(sums);
+            totals[1] = lanes_sum::<N>(levels);
+            team_reduce(&mut totals, &mut scratch, 2usize, false, plan.team);
+            centre = Vector::new(totals[0] / count);
+            level = Vector::new(totals[1] / count);
+        }
         let mut squares = Vector::<f32, N>::new(0.0f32);
         let mut pulls = Vector::<f32, N>::new(0.0f32);
         #[unroll]
         for k in 0..each {
-            let s = Vector::<f32, N>::cast_from(ss[k]);
+            let mut s = Vector::<f32, N>::cast_from(ss[k]);
+            if comptime!(layer) {
+                s -= centre;
+            }
             let g = Vector::<f32, N>::cast_from(ds[k]) * Vector::<f32, N>::cast_from(w[k]);
             if comptime!(plan.ragged()) {
                 if lane + k * units < vectors {
@@ -162,10 +226,17 @@ pub(super) fn residual_backward<F: Float, S: Float, W: Float, N: Size>(
             for k in 0..each {
                 let at = lane + k * units;
                 if at < vectors {
-                    let s = Vector::<f32, N>::cast_from(ss[k]);
+                    let mut s = Vector::<f32, N>::cast_from(ss[k]);
+                    if comptime!(layer) {
+                        s -= centre;
+                    }
                     let d = Vector::<f32, N>::cast_from(ds[k]);
-                    let g = d * Vector::<f32, N>::cast_from(w[k]);
+                    let mut g = d * Vector::<f32, N>::cast_from(w[k]);
                     dw[k] += d * s * scale;
+                    if comptime!(layer) {
+                        db[k] += d;
+                        g -= level;
+                    }
                     let mut grad = scale * (g - s * pull);
                     if comptime!(summed) {
                         grad += Vector::<f32, N>::cast_from(us[k]);
@@ -183,7 +254,12 @@ pub(super) fn residual_backward<F: Float, S: Float, W: Float, N: Size>(
         for k in 0..each {
             let at = lane + k * units;
             if at < vectors {
-                parts[walker * vectors + at] = dw[k];
+                if comptime!(layer) {
+                    parts[2 * walker * vectors + at] = dw[k];
+                    parts[(2 * walker + 1) * vectors + at] = db[k];
+                } else {
+                    parts[walker * vectors + at] = dw[k];
+                }
             }
         }
     }

@@ -10,7 +10,7 @@ use cubecl::prelude::*;
 
 use super::{ResidualNormArgs, ResidualNormGrads, ResidualNormKept, ResidualNormOut, gradients, reference};
 use crate::cube::reduce::{RowPlan, addresses, cube_grid, sum_rows, vector_width};
-use crate::cube::{Device, array, cast, down, empty, packed, up};
+use crate::cube::{Device, array, cast, down, empty, fold, packed, up};
 
 /// Whether the kernels are there.
 pub(crate) const READY: bool = true;
@@ -26,43 +26,63 @@ fn plan<R: CubeRuntime>(sum: &CubeTensor<R>, dtype: DType) -> Option<(Device, us
     Some((device, b * l, row))
 }
 
-/// What is normed, and the sum.
+/// Tensors of a call.
+struct Call<R: CubeRuntime> {
+    x: Option<CubeTensor<R>>,
+    residual: CubeTensor<R>,
+    weight: CubeTensor<R>,
+    /// In the dtype of the weight.
+    bias: Option<CubeTensor<R>>,
+}
+
+/// What is normed, in `dtype`, and the sum.
 fn add_and_norm<R: CubeRuntime>(
     (device, rows, row): (Device, usize, RowPlan),
-    [x, residual, weight]: [CubeTensor<R>; 3],
+    call: Call<R>,
+    dtype: DType,
     eps: f32,
 ) -> [CubeTensor<R>; 2] {
-    let [x, residual, weight] = [x, residual, weight].map(packed);
-    let (normed, sum) = (empty(&x, x.shape(), x.dtype()), empty(&x, x.shape(), residual.dtype()));
-    // SAFETY: the kernel guards rows and vectors.
+    let [residual, weight] = [call.residual, call.weight].map(packed);
+    let [x, bias] = [call.x, call.bias].map(|tensor| tensor.map(packed));
+    let normed = empty(&residual, residual.shape(), dtype);
+    // Not written without a branch.
+    let sum = match &x {
+        Some(_) => empty(&residual, residual.shape(), residual.dtype()),
+        None => empty(&residual, [row.width], residual.dtype()),
+    };
+    // SAFETY: the kernel guards rows and vectors, and touches no branch, bias or sum that is not there.
     unsafe {
         kernels::residual_forward::launch_unchecked::<R>(
-            &x.client,
+            &residual.client,
             cube_grid(&device, rows.div_ceil(row.team.per_cube as usize)),
             CubeDim::new_1d(row.team.cube()),
-            addresses(&[&x, &residual]),
+            addresses(&[&normed, &residual]),
             row.width,
-            array(&x),
+            array(x.as_ref().unwrap_or(&residual)),
             array(&residual),
             array(&weight),
+            array(bias.as_ref().unwrap_or(&weight)),
             array(&normed),
             array(&sum),
             rows as u32,
             eps,
             row,
-            [x.dtype().into(), residual.dtype().into(), weight.dtype().into()],
+            x.is_some(),
+            bias.is_some(),
+            [dtype.into(), residual.dtype().into(), weight.dtype().into()],
         );
     }
-    [normed, sum]
+    [normed, if x.is_some() { sum } else { residual }]
 }
 
-/// Gradients of the branch, the residual and the weight.
+/// Gradients of the branch, the residual and the weight, and of the bias where `bias` gives its dtype.
 fn differentiate<R: CubeRuntime>(
     (device, rows, row): (Device, usize, RowPlan),
     [sum, weight, dnormed]: [CubeTensor<R>; 3],
     dsum: Option<CubeTensor<R>>,
+    bias: Option<DType>,
     eps: f32,
-) -> [CubeTensor<R>; 3] {
+) -> ([CubeTensor<R>; 3], Option<CubeTensor<R>>) {
     let [sum, weight, dnormed] = [sum, weight, dnormed].map(packed);
     let dsum = dsum.map(|dsum| packed(cast(dsum, sum.dtype())));
     let narrow = dnormed.dtype() != sum.dtype();
@@ -72,14 +92,15 @@ fn differentiate<R: CubeRuntime>(
     // As many walkers as run at once: with some 100 registers a unit, 512 units of a multiprocessor.
     let cubes = device.processors.unwrap_or(4) as usize * (512 / row.team.cube() as usize).max(1);
     let walkers = (cubes * row.team.per_cube as usize).clamp(1, rows);
-    let parts = empty(&sum, [walkers, sum.shape()[2]], DType::F32);
+    let d = sum.shape()[2];
+    let parts = empty(&sum, [walkers, if bias.is_some() { 2 * d } else { d }], DType::F32);
     // SAFETY: the kernel guards rows, walkers and vectors.
     unsafe {
         kernels::residual_backward::launch_unchecked::<R>(
             &sum.client,
             cube_grid(&device, walkers.div_ceil(row.team.per_cube as usize)),
             CubeDim::new_1d(row.team.cube()),
-            addresses(&[&sum, &dnormed]),
+            addresses(&[&sum, &dnormed, &parts]),
             row.width,
             array(&sum),
             array(&weight),
@@ -94,21 +115,31 @@ fn differentiate<R: CubeRuntime>(
             row,
             dsum.is_some(),
             narrow,
+            bias.is_some(),
             [dnormed.dtype().into(), sum.dtype().into(), weight.dtype().into()],
         );
     }
     let dx = if narrow { dx } else { dresidual.clone() };
-    [dx, dresidual, sum_rows(&parts, weight.dtype())]
+    match bias {
+        None => ([dx, dresidual, sum_rows(&parts, weight.dtype())], None),
+        Some(dtype) => {
+            let [dweight, dbias] = fold(parts, walkers, ([d].into(), weight.dtype()), ([d].into(), dtype));
+            ([dx, dresidual, dweight], Some(dbias))
+        }
+    }
 }
 
 pub(crate) fn forward<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolElement>(
     args: ResidualNormArgs<CubeBackend<R, F, I, BT>>,
 ) -> ResidualNormOut<CubeBackend<R, F, I, BT>> {
-    let (x, residual, weight) = (down(args.x.clone()), down(args.residual.clone()), down(args.weight.clone()));
-    let Some(plan) = plan(&residual, x.dtype()) else {
-        return reference::rms_norm_residual(args);
+    let (dtype, residual) = (args.dtype(), down(args.residual.clone()));
+    let Some(plan) = plan(&residual, dtype) else {
+        return reference::norm_residual(args);
     };
-    let [normed, sum] = add_and_norm(plan, [x, residual, weight], args.eps);
+    let weight = down(args.weight);
+    let bias = args.bias.map(|bias| cast(down(bias), weight.dtype()));
+    let call = Call { x: args.x.map(down), residual, weight, bias };
+    let [normed, sum] = add_and_norm(plan, call, dtype, args.eps);
     ResidualNormOut { normed: up(normed), sum: up(sum) }
 }
 
@@ -122,6 +153,6 @@ pub(crate) fn backward<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolE
         return gradients::gradients(kept, dnormed, dsum);
     };
     let dnormed = cast(down(dnormed), kept.dtype);
-    let [x, residual, weight] = differentiate(plan, [sum, down(kept.weight), dnormed], dsum.map(down), kept.eps);
-    ResidualNormGrads { x: up(x), residual: up(residual), weight: up(weight) }
+    let ([x, residual, weight], bias) = differentiate(plan, [sum, down(kept.weight), dnormed], dsum.map(down), kept.bias, kept.eps);
+    ResidualNormGrads { x: up(x), residual: up(residual), weight: up(weight), bias: bias.map(up) }
 }
