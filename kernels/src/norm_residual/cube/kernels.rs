@@ -47,26 +47,25 @@ pub(super) fn residual_forward<F: Float, S: Float, W: Float, N: Size>(
     let mut scratch = SharedMemory::<f32>::new(comptime!(plan.team.scratch(1)));
     let count = comptime!((plan.vectors * plan.width) as f32);
     let mut centre = Vector::<f32, N>::new(0.0f32);
-    if comptime!(added || layer) {
+    if comptime!(added) {
+        #[unroll]
+        for k in 0..each {
+            // Rounded as it is stored: what the norm would read if it came by itself.
+            sums[k] = Vector::cast_from(Vector::<f32, N>::cast_from(sums[k]) + Vector::<f32, N>::cast_from(xs[k]));
+        }
+    }
+    if comptime!(layer) {
         let mut levels = Vector::<f32, N>::new(0.0f32);
         #[unroll]
         for k in 0..each {
-            if comptime!(added) {
-                // Rounded as it is stored: what the norm would read if it came by itself.
-                sums[k] = Vector::cast_from(Vector::<f32, N>::cast_from(sums[k]) + Vector::<f32, N>::cast_from(xs[k]));
-            }
-            if comptime!(layer) {
-                if lane + k * units < vectors {
-                    levels += Vector::<f32, N>::cast_from(sums[k]);
-                }
+            if lane + k * units < vectors {
+                levels += Vector::<f32, N>::cast_from(sums[k]);
             }
         }
-        if comptime!(layer) {
-            let mut totals = Array::<f32>::new(1usize);
-            totals[0] = lanes_sum::<N>(levels);
-            team_reduce(&mut totals, &mut scratch, 1usize, false, plan.team);
-            centre = Vector::new(totals[0] / count);
-        }
+        let mut totals = Array::<f32>::new(1usize);
+        totals[0] = lanes_sum::<N>(levels);
+        team_reduce(&mut totals, &mut scratch, 1usize, false, plan.team);
+        centre = Vector::new(totals[0] / count);
     }
     let mut squares = Vector::<f32, N>::new(0.0f32);
     #[unroll]
