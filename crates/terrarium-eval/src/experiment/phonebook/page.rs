@@ -48,7 +48,7 @@ impl Page {
     }
 }
 
-/// Words, line ends, up to three digits at once, single signs; blanks only part them.
+/// Words, line ends, up to four digits at once, single signs; blanks only part them.
 pub(super) fn pieces(text: &str) -> Vec<&str> {
     let class = |c: char| match c {
         '\n' => 0,
@@ -62,7 +62,7 @@ pub(super) fn pieces(text: &str) -> Vec<&str> {
     while let Some(first) = rest.chars().next() {
         let most = match class(first) {
             1 | 3 => usize::MAX,
-            2 => 3,
+            2 => 4,
             _ => 1,
         };
         let end = rest.char_indices().enumerate().find(|(n, (_, c))| *n >= most || class(*c) != class(first));
@@ -147,8 +147,8 @@ mod tests {
     fn pieces_are_words_digits_and_signs() {
         assert_eq!(
             pieces("Ada Fox: 200-300-4005\n\nOkay?"),
-            ["Ada", "Fox", ":", "200", "-", "300", "-", "400", "5", "\n", "\n", "Okay", "?"]
+            ["Ada", "Fox", ":", "200", "-", "300", "-", "4005", "\n", "\n", "Okay", "?"]
         );
-        assert_eq!(pieces(" 1 23"), ["1", "23"]);
+        assert_eq!(pieces(" 1 23456"), ["1", "2345", "6"]);
     }
 }
