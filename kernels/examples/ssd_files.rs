@@ -8,9 +8,9 @@ use std::error::Error;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Tensor, TensorData};
-use terrarium_kernels::TrainBackend;
 use terrarium_kernels::backend::{BackendTask, DeviceSpec, with_backend};
 use terrarium_kernels::ssd::{SsdArgs, SsdOptions};
+use terrarium_kernels::{KernelBackend, TrainBackend};
 
 const HEAD: usize = 64;
 
@@ -21,7 +21,7 @@ struct Files {
 }
 
 impl Files {
-    fn read<B: TrainBackend, const D: usize>(
+    fn read<B: KernelBackend, const D: usize>(
         &self,
         name: &str,
         shape: [usize; D],
@@ -37,7 +37,7 @@ impl Files {
         Ok(Tensor::from_data(TensorData::new(values, shape), (device, DType::F32)))
     }
 
-    fn write<B: TrainBackend, const D: usize>(&self, name: &str, tensor: Tensor<B, D>) -> Result<(), Box<dyn Error>> {
+    fn write<B: KernelBackend, const D: usize>(&self, name: &str, tensor: Tensor<B, D>) -> Result<(), Box<dyn Error>> {
         let values = tensor.into_data().convert::<f32>().to_vec::<f32>().map_err(|error| format!("o_{name}: {error:?}"))?;
         let bytes: Vec<u8> = values.into_iter().flat_map(f32::to_le_bytes).collect();
         Ok(std::fs::write(self.folder.join(format!("o_{name}.bin")), bytes)?)
@@ -48,6 +48,12 @@ impl BackendTask for Files {
     type Output = Result<(), Box<dyn Error>>;
 
     fn run<B: TrainBackend>(self, device: &B::Device) -> Self::Output {
+        self.scan::<B::InnerBackend>(device)
+    }
+}
+
+impl Files {
+    fn scan<B: KernelBackend>(&self, device: &B::Device) -> Result<(), Box<dyn Error>> {
         let [b, l, h, g, n] = self.sizes;
         let half = |tensor: Tensor<B, 4>| tensor.cast(DType::BF16);
         let args = SsdArgs {

@@ -132,8 +132,7 @@ impl<'a, B: KernelBackend> Clock<'a, B> {
         };
         replays(1)?;
         let count = ((self.effort.batch_ms / replays(1)?).ceil() as usize).clamp(1, 256);
-        let times: Option<Vec<f64>> =
-            (0..self.effort.batches).map(|_| Some(replays(count)? / (count * BEHIND_PLUG) as f64)).collect();
+        let times: Option<Vec<f64>> = (0..self.effort.batches).map(|_| Some(replays(count)? / (count * BEHIND_PLUG) as f64)).collect();
         recording.check().ok()?;
         self.sync();
         let mut times = times?;

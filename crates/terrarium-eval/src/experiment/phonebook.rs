@@ -440,7 +440,10 @@ mod tests {
                 for (ids, labels) in batch.ids.chunks(batch.length).zip(batch.labels.chunks(batch.length)) {
                     let text = |id: i32| shelf.words[id as usize].as_str();
                     let answer: Vec<&str> = labels[batch.length - ANSWER..].iter().map(|id| text(*id)).collect();
-                    assert!(answer[0].parse::<usize>().unwrap() >= 200 && answer[1] == "-" && answer[3] == "-" && answer[4].len() == 4, "{answer:?}");
+                    assert!(
+                        answer[0].parse::<usize>().unwrap() >= 200 && answer[1] == "-" && answer[3] == "-" && answer[4].len() == 4,
+                        "{answer:?}"
+                    );
                     // The name before the question mark stands in the book before that very number.
                     let shown: Vec<&str> = ids.iter().map(|id| text(*id)).collect();
                     let mark = shown.iter().rposition(|piece| *piece == "?").unwrap();

@@ -19,8 +19,6 @@ pub(super) struct Setting {
     pub batch: usize,
     /// Every tile has a multiple of `batch` tokens.
     pub even: bool,
-    /// The inputs after these are asked for before these are used. Only for the way there.
-    pub ahead: bool,
     pub bias: bool,
     pub state: bool,
     /// The outgoing state has a gradient. Only for the way back.
@@ -199,13 +197,6 @@ pub(super) fn forward_kernel<F: Numeric, W: Numeric, N: Size, M: Size>(
         }
     }
     let batch = comptime!(set.batch);
-    let mut nexts = Array::<Vector<F, N>>::new(comptime!(set.batch));
-    if comptime!(set.ahead) {
-        #[unroll]
-        for i in 0..comptime!(set.batch) {
-            nexts[i] = x[row * place.row_stride + min(from + i, l - 1) * place.token_stride + v];
-        }
-    }
     for round in 0..(to - from + batch - 1) / batch {
         let t = from + round * batch;
         let mut news = Array::<Vector<F, N>>::new(comptime!(set.batch));
@@ -213,12 +204,7 @@ pub(super) fn forward_kernel<F: Numeric, W: Numeric, N: Size, M: Size>(
         #[unroll]
         for i in 0..comptime!(set.batch) {
             let s = min(t + i, l - 1);
-            if comptime!(set.ahead) {
-                news[i] = nexts[i];
-                nexts[i] = x[row * place.row_stride + min(s + batch, l - 1) * place.token_stride + v];
-            } else {
-                news[i] = x[row * place.row_stride + s * place.token_stride + v];
-            }
+            news[i] = x[row * place.row_stride + s * place.token_stride + v];
             if comptime!(set.segments) {
                 new_ids[i] = ids[row * l + s];
             }

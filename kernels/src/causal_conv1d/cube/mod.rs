@@ -106,7 +106,6 @@ impl<R: CubeRuntime> Conv<R> {
             m: vector_size(&self.x.client, n, &[weight]),
             batch: BATCH.min(l.next_power_of_two()),
             even: false,
-            ahead: false,
             bias: self.bias.is_some(),
             state: self.past.is_some(),
             dstate: false,
@@ -139,7 +138,6 @@ impl<R: CubeRuntime> Conv<R> {
         let state = state.unwrap_or_else(|| empty(&self.x, [b, k - 1, e], dtype));
         let bound_state = if k > 1 { state.clone() } else { empty(&self.x, [1], dtype) };
         set.even = l.is_multiple_of(set.batch) && tile.is_multiple_of(set.batch);
-        set.ahead = tile > set.batch;
         let items = b * l.div_ceil(tile);
         let past = self.past.clone().unwrap_or_else(|| self.x.clone());
         let Tokens { tensor: x, token, row } = tokens(self.x, set.n);

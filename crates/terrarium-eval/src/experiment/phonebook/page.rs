@@ -145,10 +145,7 @@ mod tests {
 
     #[test]
     fn pieces_are_words_digits_and_signs() {
-        assert_eq!(
-            pieces("Ada Fox: 200-300-4005\n\nOkay?"),
-            ["Ada", "Fox", ":", "200", "-", "300", "-", "4005", "\n", "\n", "Okay", "?"]
-        );
+        assert_eq!(pieces("Ada Fox: 200-300-4005\n\nOkay?"), ["Ada", "Fox", ":", "200", "-", "300", "-", "4005", "\n", "\n", "Okay", "?"]);
         assert_eq!(pieces(" 1 23456"), ["1", "2345", "6"]);
     }
 }
