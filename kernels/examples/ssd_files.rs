@@ -66,7 +66,7 @@ impl Files {
             dt_bias: None,
             state: None,
             segments: None,
-            options: SsdOptions::default(),
+            options: SsdOptions { dt_softplus: false, ..SsdOptions::default() },
         };
         let dy = half(self.read("dy", [b, l, h, HEAD], device)?);
         let out = B::ssd(args.clone());
