@@ -543,6 +543,10 @@ fn tensor_cores_agree_with_the_scalar_loop() {
         tensor_case(65, 6, 2, 64).segmented().slow_decay(),
         tensor_case(63, 6, 1, 128).slow_decay(),
         tensor_case(70, 2, 1, 256).slow_decay(),
+        // Widths of states between those of tiles.
+        tensor_case(66, 4, 2, 16).segmented().slow_decay(),
+        tensor_case(5, 2, 1, 33).slow_decay(),
+        tensor_case(64, 2, 1, 72).slow_decay(),
     ]);
 }
 

@@ -17,6 +17,7 @@ mod states;
 mod step;
 mod tensor;
 mod tile;
+mod wider;
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Tensor};
@@ -48,6 +49,8 @@ impl SsdDims {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Variant {
     Tensor,
+    /// With states as wide as these.
+    Wider(SsdDims),
     Portable,
     Reference,
 }
@@ -60,8 +63,12 @@ impl Variant {
         let client = R::client(&args.x.device());
         let device = Device::of(&client);
         // Its kernels write tiles by `stmatrix`, which GPUs before sm_90 lack.
-        if device.stores_matrices && tensor::supports(&device, args.x.dtype(), dims) {
+        let fits = |dims: SsdDims| device.stores_matrices && tensor::supports(&device, args.x.dtype(), dims);
+        let wider = wider::wider(dims).filter(|wider| fits(*wider));
+        if fits(dims) {
             Self::Tensor
+        } else if let Some(wider) = wider.filter(|_| dims.l > step::FEW) {
+            Self::Wider(wider)
         } else if portable::supports(&device) {
             Self::Portable
         } else {
@@ -82,8 +89,10 @@ pub(crate) fn forward<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolEl
         return nothing(args, dims);
     }
     let variant = Variant::of(&args, dims);
-    if variant == Variant::Reference {
-        return reference::ssd(args);
+    match variant {
+        Variant::Reference => return reference::ssd(args),
+        Variant::Wider(wider) => return wider::narrow(forward(wider::widen(args, wider.n)), dims.n),
+        Variant::Tensor | Variant::Portable => {}
     }
     let mut call = Call::new(dims, args);
     if dims.l <= step::FEW {
@@ -109,6 +118,10 @@ pub(crate) fn backward<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolE
         return empty_grads(args, dy, dstate);
     }
     let variant = Variant::of(&args, dims);
+    if let Variant::Wider(wider) = variant {
+        let grads = backward(wider::widen(args, wider.n), dy, wider::widen_gradient(dstate, wider.n));
+        return wider::narrow_gradients(grads, dims.n);
+    }
     let (dy, dstate) = (dy.map(down), dstate.map(down));
     let grads: Grads<R> = match variant {
         Variant::Tensor => tensor::backward(Call::new(dims, args).aligned(), dy, dstate),
