@@ -53,6 +53,15 @@ impl Combination for Cell {
     }
 }
 
+/// A step at which both precisions were measured with every seed.
+struct Point {
+    step: f64,
+    /// Of f32 and bf16, over the seeds.
+    losses: [Spread; 2],
+    /// bf16 less f32, seed by seed.
+    apart: Spread,
+}
+
 /// Runs of one architecture and width.
 struct Pairs<'a> {
     name: String,
@@ -78,16 +87,15 @@ impl<'a> Pairs<'a> {
         all.into_iter().map(|(.., pairs)| pairs).collect()
     }
 
-    /// Steps at which both precisions were measured with every seed, the loss there of each over the seeds, and their difference,
-    /// seed by seed: runs stand in the order of their seeds.
-    fn points(&self) -> Vec<(f64, [Spread; 2], Spread)> {
+    /// What was measured with every seed; runs stand in the order of their seeds.
+    fn points(&self) -> Vec<Point> {
         let [wide, narrow] = &self.curves;
         let shortest = wide.iter().chain(narrow).map(Vec::len).min().unwrap_or(0);
         let seeds = wide.len().min(narrow.len());
         let at = |i: usize| {
             let of = |curves: &[Vec<(f64, f64)>]| Spread::of(curves.iter().map(|curve| curve[i].1));
-            let difference = Spread::of((0..seeds).map(|seed| narrow[seed][i].1 - wide[seed][i].1));
-            (wide[0][i].0, [of(wide), of(narrow)], difference)
+            let apart = Spread::of((0..seeds).map(|seed| narrow[seed][i].1 - wide[seed][i].1));
+            Point { step: wide[0][i].0, losses: [of(wide), of(narrow)], apart }
         };
         if seeds == 0 { Vec::new() } else { (0..shortest).map(at).collect() }
     }
@@ -99,13 +107,12 @@ impl<'a> Pairs<'a> {
             format!("{}: so they do along the curve", self.name),
         ];
         let points = self.points();
-        let (Some((_, [wide, _], difference)), true) = (points.last(), self.runs[0].len() > 1) else {
+        let (Some(Point { losses: [wide, _], apart: difference, .. }), true) = (points.last(), self.runs[0].len() > 1) else {
             return claims.map(|claim| Check::absent(claim, "it takes two seeds, and both precisions"));
         };
         let text = format!("{:+.4} on average, deviation over seeds {:.4}", difference.mean, wide.deviation);
-        let mean_square =
-            |value: &dyn Fn(&(f64, [Spread; 2], Spread)) -> f64| points.iter().map(|p| value(p).powi(2)).sum::<f64>() / points.len() as f64;
-        let (apart, seeds) = (mean_square(&|p| p.2.mean).sqrt(), mean_square(&|p| p.1[0].deviation).sqrt());
+        let root = |value: fn(&Point) -> f64| (points.iter().map(|point| value(point).powi(2)).sum::<f64>() / points.len() as f64).sqrt();
+        let (apart, seeds) = (root(|point| point.apart.mean), root(|point| point.losses[0].deviation));
         let along = format!("{apart:.4} and {seeds:.4}, root mean squares over {} measurements", points.len());
         let [end, way] = claims;
         [Check::measured(end, difference.mean.abs() < wide.deviation, text), Check::measured(way, apart < seeds, along)]
@@ -154,7 +161,7 @@ impl Experiment for Precision {
         let pairs = Pairs::all(found);
         let curve = |pairs: &Pairs<'_>, side: usize| Series {
             name: format!("{} {}", pairs.name, COMPUTE[side].1),
-            points: pairs.points().iter().map(|(step, losses, _)| (*step, losses[side].mean, losses[side].deviation)).collect(),
+            points: pairs.points().iter().map(|point| (point.step, point.losses[side].mean, point.losses[side].deviation)).collect(),
             fit: false,
         };
         let losses = Panel {
@@ -165,7 +172,7 @@ impl Experiment for Precision {
         };
         let difference = |pairs: &Pairs<'_>| Series {
             name: pairs.name.clone(),
-            points: pairs.points().iter().map(|(step, _, apart)| (*step, apart.mean, apart.deviation)).collect(),
+            points: pairs.points().iter().map(|point| (point.step, point.apart.mean, point.apart.deviation)).collect(),
             fit: false,
         };
         let apart = Panel {
@@ -177,8 +184,8 @@ impl Experiment for Precision {
         let row = |pairs: &Pairs<'_>| {
             let points = pairs.points();
             let mut row = vec![pairs.name.clone()];
-            row.extend([0, 1].map(|side| points.last().map_or("-".to_string(), |point| point.1[side].to_string())));
-            row.push(points.last().map_or("-".to_string(), |point| format!("{:+.4} ± {:.4}", point.2.mean, point.2.deviation)));
+            row.extend([0, 1].map(|side| points.last().map_or("-".to_string(), |point| point.losses[side].to_string())));
+            row.push(points.last().map_or("-".to_string(), |point| format!("{:+.4} ± {:.4}", point.apart.mean, point.apart.deviation)));
             row.extend([0, 1].map(|side| {
                 let speed = Spread::of(pairs.runs[side].iter().map(|run| run.total().tokens_per_s()));
                 super::stats::short(speed.mean)
@@ -243,6 +250,7 @@ mod tests {
         // With one seed nothing is known of seeds.
         assert_eq!(pairs(&wide[..1], &near[..1]).checks().map(|check| check.holds), [None; 2]);
         let points = pairs(&wide, &near).points();
-        assert!((points[1].2.mean - 0.0).abs() < 1e-12 && (points[1].2.deviation - 0.01414).abs() < 1e-4, "{:?}", points[1]);
+        let apart = points[1].apart;
+        assert!(apart.mean.abs() < 1e-12 && (apart.deviation - 0.01414).abs() < 1e-4, "{apart:?}");
     }
 }
