@@ -97,11 +97,13 @@ impl Scale {
         placed.is_finite().then_some(placed)
     }
 
-    /// The number at a place of the axis. Between powers of two there is none: ticks stand on them.
+    /// The number at a place of the axis; K is 1024 between powers of two. Between these there is none: ticks stand on them.
     fn label(self, place: f64) -> String {
         let whole = (place - place.round()).abs() < 1e-6;
         match self {
             Self::Linear => short(&place),
+            Self::Log2 if whole && place > 19.5 => format!("{}M", (place.round() - 20.0).exp2()),
+            Self::Log2 if whole && place > 9.5 => format!("{}K", (place.round() - 10.0).exp2()),
             Self::Log2 if whole => short(&place.exp2()),
             Self::Log2 => String::new(),
             Self::Log10 if whole && place.abs() > 5.5 => format!("1e{place:.0}"),
@@ -115,7 +117,7 @@ fn rounded(value: f64) -> String {
     if value.abs() >= 1e6 || (value != 0.0 && value.abs() < 1e-3) {
         return format!("{value:.1e}");
     }
-    let digits = (2 - value.abs().max(1e-9).log10().floor() as i32).max(0);
+    let digits = 2 - value.abs().max(1e-9).log10().floor() as i32;
     let factor = 10f64.powi(digits);
     short(&((value * factor).round() / factor))
 }
@@ -194,19 +196,42 @@ impl Panel {
             .draw()
     }
 
-    /// The corner with the fewest points.
+    /// Where the legend hides least of the lines; the corners first.
     fn legend(&self, placed: &[Vec<Placed>], (left, right): (f64, f64), (low, high): (f64, f64)) -> SeriesLabelPosition {
-        let (middle, half) = ((left + right) / 2.0, (low + high) / 2.0);
-        let count = |upper: bool, on_right: bool| {
-            placed.iter().flatten().filter(|(x, y, ..)| (*x > middle) == on_right && (*y > half) == upper).count()
+        use SeriesLabelPosition as At;
+        // About what it takes of the panel, by its longest name and the number of its lines.
+        let named = || self.series.iter().filter(|series| !series.fit);
+        let longest = named().map(|series| series.name.chars().count()).max().unwrap_or(0);
+        let (width, height) = ((0.1 + 0.016 * longest as f64).min(0.9), (0.05 + 0.065 * named().count() as f64).min(0.9));
+        let share = |x: f64, y: f64| ((x - left) / (right - left).max(1e-9), (y - low) / (high - low).max(1e-9));
+        // Points along the lines, in shares of the panel.
+        let along = |points: &Vec<Placed>| -> Vec<(f64, f64)> {
+            let pairs = points.windows(2).flat_map(|pair| {
+                (0..=16).map(move |i| {
+                    let at = f64::from(i) / 16.0;
+                    (pair[0].0 + at * (pair[1].0 - pair[0].0), pair[0].1 + at * (pair[1].1 - pair[0].1))
+                })
+            });
+            points.iter().map(|point| (point.0, point.1)).chain(pairs).map(|(x, y)| share(x, y)).collect()
         };
-        let corners = [
-            (count(true, false), SeriesLabelPosition::UpperLeft),
-            (count(false, true), SeriesLabelPosition::LowerRight),
-            (count(true, true), SeriesLabelPosition::UpperRight),
-            (count(false, false), SeriesLabelPosition::LowerLeft),
+        let lines: Vec<(f64, f64)> = placed.iter().flat_map(along).collect();
+        let places = [
+            (At::UpperLeft, 0.0, 1.0),
+            (At::LowerRight, 1.0, 0.0),
+            (At::UpperRight, 1.0, 1.0),
+            (At::LowerLeft, 0.0, 0.0),
+            (At::MiddleLeft, 0.0, 0.5),
+            (At::MiddleRight, 1.0, 0.5),
+            (At::UpperMiddle, 0.5, 1.0),
+            (At::LowerMiddle, 0.5, 0.0),
+            (At::MiddleMiddle, 0.5, 0.5),
         ];
-        corners.into_iter().min_by_key(|(points, _)| *points).map_or(SeriesLabelPosition::UpperLeft, |(_, corner)| corner)
+        let hidden = |x: f64, y: f64| {
+            let (from_x, from_y) = (x * (1.0 - width), y * (1.0 - height));
+            let inside = |(x, y): &&(f64, f64)| (from_x..=from_x + width).contains(x) && (from_y..=from_y + height).contains(y);
+            lines.iter().filter(inside).count()
+        };
+        places.into_iter().min_by_key(|(_, x, y)| hidden(*x, *y)).map_or(At::UpperLeft, |(place, ..)| place)
     }
 }
 
@@ -244,6 +269,23 @@ mod tests {
     #[test]
     fn labels_stand_on_powers() {
         assert_eq!([Scale::Log2.label(7.0), Scale::Log2.label(7.5), Scale::Log10.label(9.0)], ["128", "", "1e9"]);
-        assert_eq!([rounded(0.123456), rounded(1234.5), rounded(2.0)], ["0.123", "1235", "2"]);
+        assert_eq!([Scale::Log2.label(14.0), Scale::Log2.label(20.0)], ["16K", "1M"]);
+        assert_eq!([rounded(0.123456), rounded(251_189.0), rounded(2.0)], ["0.123", "251k", "2"]);
+    }
+
+    #[test]
+    fn legends_hide_no_line_where_they_need_not() {
+        let series =
+            |points: [(f64, f64); 3]| Series { name: "a line".into(), points: points.map(|(x, y)| (x, y, 0.0)).to_vec(), fit: false };
+        let place = |lines: Vec<Series>| {
+            let panel = Panel { series: lines, ..Panel::default() };
+            let placed: Vec<Vec<Placed>> = panel.series.iter().map(|series| panel.placed(series)).collect();
+            format!("{:?}", panel.legend(&placed, (0.0, 1.0), (0.0, 1.0)))
+        };
+        let (top, floor) = ([(0.0, 0.95), (0.5, 0.95), (1.0, 0.95)], [(0.0, 0.05), (0.5, 0.05), (1.0, 0.05)]);
+        let falling = [(0.0, 0.9), (0.5, 0.5), (1.0, 0.1)];
+        assert_eq!(place(vec![series(top), series(floor)]), "MiddleLeft");
+        assert_eq!(place(vec![series(falling)]), "UpperRight");
+        assert_eq!(place(vec![series(floor)]), "UpperLeft");
     }
 }
