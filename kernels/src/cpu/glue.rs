@@ -11,6 +11,7 @@ use crate::attention::{self, AttentionArgs, AttentionGrads};
 use crate::causal_conv1d::{self, ConvArgs, ConvGrads, ConvOut};
 use crate::cross_entropy::{self, CrossEntropyArgs, CrossEntropyOut};
 use crate::glu::{self, GluArgs, GluGrads};
+use crate::linear::cpu::Weight;
 use crate::linear::{self, LinearGrads, LinearKept};
 use crate::norm_residual::{self, ResidualNormArgs, ResidualNormGrads, ResidualNormKept, ResidualNormOut};
 use crate::path::{KernelChoice, choice, fused};
@@ -23,9 +24,8 @@ use crate::{KernelBackend, Op, Segments, embedding};
 impl<B: HostBackend> KernelBackend for B {
     fn fused(op: Op, dtype: DType) -> Option<&'static str> {
         let there = match op {
-            // Widening a whole weight costs more than it brings.
-            Op::Linear => dtype == DType::F32,
-            Op::Attention => dtype == DType::F32,
+            // Burn multiplies float16 at the speed of memory, and bfloat16 far slower than that.
+            Op::Linear | Op::Attention => matches!(dtype, DType::F32 | DType::BF16) && B::accepts(dtype),
             // The reference is linear in time here.
             Op::Cumsum => false,
             _ => B::accepts(dtype),
@@ -323,8 +323,12 @@ impl<B: HostBackend> KernelBackend for B {
         if rows == 0 || fused::<B>(Op::Linear, dtype).is_none() {
             return linear::reference::linear(x, weight, bias);
         }
-        let Some(values) = B::borrow(&weight) else { return linear::reference::linear(x, weight, bias) };
-        let y = B::write(linear::cpu::forward(&B::read(x), &values, rows, inputs, outputs), [rows, outputs], dtype);
+        let product = |weight: Weight<'_>| linear::cpu::forward(&B::read(x.clone()), weight, rows, inputs, outputs);
+        let wide = B::borrow(&weight).map(|values| product(Weight::F32(&values)));
+        let Some(values) = wide.or_else(|| B::with_bf16(&weight, |values| product(Weight::Bf16(values)))) else {
+            return linear::reference::linear(x, weight, bias);
+        };
+        let y = B::write(values, [rows, outputs], dtype);
         match bias {
             Some(bias) => y + bias.unsqueeze(),
             None => y,

@@ -3,7 +3,7 @@
 use std::ops::Deref;
 
 use burn::tensor::backend::Backend;
-use burn::tensor::{DType, Tensor, TensorPrimitive};
+use burn::tensor::{DType, Tensor, TensorPrimitive, bf16};
 
 #[cfg(feature = "flex")]
 use super::threads::{Shared, for_each};
@@ -21,6 +21,11 @@ pub(crate) trait HostBackend: Backend {
 
     /// The values of a tensor if that takes no copy.
     fn borrow<const D: usize>(tensor: &Tensor<Self, D>) -> Option<Self::Values>;
+
+    /// Does `work` with the values of a bfloat16 tensor, if they lie row-major: no copy.
+    fn with_bf16<const D: usize, T>(_tensor: &Tensor<Self, D>, _work: impl FnOnce(&[bf16]) -> T) -> Option<T> {
+        None
+    }
 
     /// The values of a tensor, with the distances between entries along each dimension, the last of which is 1. Copied only if
     /// they are not float32 or do not lie side by side in the last dimension.
@@ -114,7 +119,7 @@ mod flex {
     use std::ops::Range;
 
     use burn::backend::Flex;
-    use burn::tensor::{Shape, TensorData, bf16, f16};
+    use burn::tensor::{Shape, TensorData, f16};
     use burn_flex::FlexTensor;
 
     use super::*;
@@ -196,6 +201,12 @@ mod flex {
 
         fn borrow<const D: usize>(tensor: &Tensor<Self, D>) -> Option<Values> {
             Values::new(tensor.clone().into_primitive().tensor())
+        }
+
+        fn with_bf16<const D: usize, T>(tensor: &Tensor<Self, D>, work: impl FnOnce(&[bf16]) -> T) -> Option<T> {
+            let tensor = tensor.clone().into_primitive().tensor();
+            let (from, to) = tensor.layout().contiguous_offsets().filter(|_| tensor.dtype() == DType::BF16)?;
+            Some(work(&tensor.storage::<bf16>()[from..to]))
         }
 
         fn take<const D: usize>(tensor: Tensor<Self, D>) -> Vec<f32> {

@@ -2,9 +2,12 @@
 //!
 //! The backward's products take their operands as they lie, which is what the `gemm` crate is best at.
 
+use std::ops::Range;
+
+use burn::tensor::bf16;
 use pulp::{Arch, Simd, WithSimd};
 
-use crate::cpu::math::transposed;
+use crate::cpu::math::{transposed, vectorized};
 use crate::cpu::product::{Left, Product, Start, aligned};
 use crate::cpu::threads::{Shared, for_each};
 
@@ -17,15 +20,48 @@ const WIDE: [usize; 2] = [64, 512];
 /// Up to this many rows, inner products along the weight as it lies.
 const FEW: usize = 4;
 
+/// A weight as it lies in memory.
+#[derive(Clone, Copy)]
+pub(crate) enum Weight<'a> {
+    F32(&'a [f32]),
+    /// Half the memory, and so half the time where few rows are multiplied.
+    Bf16(&'a [bf16]),
+}
+
+impl Weight<'_> {
+    /// Floats that [`Weight::part`] needs for a part of `count`.
+    fn scratch(self, count: usize) -> Vec<f32> {
+        match self {
+            Self::F32(_) => Vec::new(),
+            Self::Bf16(_) => vec![0.0; count],
+        }
+    }
+
+    /// A part in float32, in `wide` where it is not already.
+    fn part<'a>(&'a self, arch: Arch, range: Range<usize>, wide: &'a mut [f32]) -> &'a [f32] {
+        match self {
+            Self::F32(values) => &values[range],
+            Self::Bf16(values) => {
+                let (values, wide) = (&values[range.clone()], &mut wide[..range.len()]);
+                vectorized!(arch, {
+                    wide.iter_mut().zip(values).for_each(|(wide, value)| *wide = f32::from_bits(u32::from(value.to_bits()) << 16))
+                });
+                wide
+            }
+        }
+    }
+}
+
 /// `x [rows, inputs]`, `weight [outputs, inputs]` -> `[rows, outputs]`.
-pub(crate) fn forward(x: &[f32], weight: &[f32], rows: usize, inputs: usize, outputs: usize) -> Vec<f32> {
+pub(crate) fn forward(x: &[f32], weight: Weight<'_>, rows: usize, inputs: usize, outputs: usize) -> Vec<f32> {
     if rows > MOST_ROWS {
         return many_rows(x, weight, rows, inputs, outputs);
     }
     let mut y = vec![0.0; rows * outputs];
     let shared = Shared::new(&mut y);
-    // Enough of the weight for a task to run at memory speed, in whole groups of rows.
-    let block = ((1 << 15) / inputs.max(1)).next_multiple_of(8).max(8);
+    // Enough of the weight for a task to run at memory speed, in whole groups of rows; what is widened stays in the first cache.
+    let most = if matches!(weight, Weight::F32(_)) || rows <= FEW { 1 << 15 } else { 1 << 13 };
+    let block = (most / inputs.max(1)).next_multiple_of(8).max(8);
     let arch = Arch::new();
     let columns = aligned(rows);
     let x_turned = (rows > FEW).then(|| {
@@ -33,11 +69,23 @@ pub(crate) fn forward(x: &[f32], weight: &[f32], rows: usize, inputs: usize, out
         transposed(arch, &mut turned, columns, x, inputs, rows, inputs);
         turned
     });
-    let scratch = || vec![0.0; if rows > FEW { block * columns } else { 0 }];
-    for_each(outputs.div_ceil(block), outputs * inputs * rows, scratch, |scratch, task| {
+    // Nothing is widened into memory for a few rows.
+    let halves = match weight {
+        Weight::Bf16(weight) if rows <= FEW && inputs.is_multiple_of(2) && cfg!(target_endian = "little") => {
+            Some((weight, parted(x, inputs)))
+        }
+        _ => None,
+    };
+    let wide = if halves.is_some() { 0 } else { block * inputs };
+    let scratch = || (vec![0.0; if rows > FEW { block * columns } else { 0 }], weight.scratch(wide));
+    for_each(outputs.div_ceil(block), outputs * inputs * rows, scratch, |(scratch, wide), task| {
         let first = task * block;
         let count = block.min(outputs - first);
-        let weight = &weight[first * inputs..][..count * inputs];
+        if let Some((weight, x)) = &halves {
+            arch.dispatch(Halves { x, weight: &weight[first * inputs..][..count * inputs], inputs, outputs, first, rows, y: &shared });
+            return;
+        }
+        let weight = weight.part(arch, first * inputs..(first + count) * inputs, wide);
         let Some(right) = &x_turned else {
             arch.dispatch(Block { x, weight, inputs, outputs, first, count, rows, y: &shared });
             return;
@@ -55,17 +103,18 @@ pub(crate) fn forward(x: &[f32], weight: &[f32], rows: usize, inputs: usize, out
 }
 
 /// Each task turns a few weight rows, so that the product's inner loop runs along outputs, and copies its tile into place.
-fn many_rows(x: &[f32], weight: &[f32], rows: usize, inputs: usize, outputs: usize) -> Vec<f32> {
+fn many_rows(x: &[f32], weight: Weight<'_>, rows: usize, inputs: usize, outputs: usize) -> Vec<f32> {
     let mut y = vec![0.0; rows * outputs];
     let shared = Shared::new(&mut y);
     let [width, height] = WIDE;
     let across = outputs.div_ceil(width);
     let arch = Arch::new();
-    let scratch = || (vec![0.0; inputs * width], vec![0.0; height.min(rows) * width]);
-    for_each(across * rows.div_ceil(height), outputs * inputs * rows, scratch, |(turned, tile), task| {
+    let scratch = || (vec![0.0; inputs * width], vec![0.0; height.min(rows) * width], weight.scratch(inputs * width));
+    for_each(across * rows.div_ceil(height), outputs * inputs * rows, scratch, |(turned, tile, wide), task| {
         let (first, top) = (task % across * width, task / across * height);
         let (count, rows) = (width.min(outputs - first), height.min(rows - top));
-        transposed(arch, turned, width, &weight[first * inputs..][..count * inputs], inputs, count, inputs);
+        let weight = weight.part(arch, first * inputs..(first + count) * inputs, wide);
+        transposed(arch, turned, width, weight, inputs, count, inputs);
         Product {
             out: tile,
             out_stride: width,
@@ -215,6 +264,86 @@ impl Block<'_> {
                 let y = unsafe { self.y.part((row + i) * self.outputs + self.first + o + w, 1) };
                 y[0] = simd.reduce_sum_f32s(simd.mul_add_f32s(weight, value, *sum));
             }
+        }
+    }
+}
+
+/// Each row's values at even places, then those at odd ones.
+fn parted(x: &[f32], inputs: usize) -> Vec<f32> {
+    let mut parted = Vec::with_capacity(x.len());
+    for row in x.chunks_exact(inputs.max(1)) {
+        parted.extend(row.iter().step_by(2));
+        parted.extend(row.iter().skip(1).step_by(2));
+    }
+    parted
+}
+
+/// Columns from `first` on of the output, with a bfloat16 weight: two values that lie beside one another are the halves of one number
+/// of 32 bits, and each becomes a float32 by a shift or a mask.
+struct Halves<'a> {
+    /// As [`parted`] gives it.
+    x: &'a [f32],
+    weight: &'a [bf16],
+    /// Even.
+    inputs: usize,
+    outputs: usize,
+    first: usize,
+    rows: usize,
+    y: &'a Shared<'a>,
+}
+
+impl WithSimd for Halves<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let count = self.weight.len() / self.inputs.max(1);
+        for row in 0..self.rows {
+            let mut o = 0;
+            while o < count {
+                if o + STRIP <= count {
+                    self.dots::<S, STRIP>(simd, o, row);
+                    o += STRIP;
+                } else {
+                    self.dots::<S, 1>(simd, o, row);
+                    o += 1;
+                }
+            }
+        }
+    }
+}
+
+impl Halves<'_> {
+    /// `W` weight rows from `o` on times row `row`.
+    #[inline(always)]
+    fn dots<S: Simd, const W: usize>(&self, simd: S, o: usize, row: usize) {
+        let (inputs, half) = (self.inputs, self.inputs / 2);
+        let weight = &self.weight[o * inputs..][..W * inputs];
+        let (even, odd) = self.x[row * inputs..][..inputs].split_at(half);
+        let (by, high) = (simd.splat_u32s(16), simd.splat_u32s(0xffff_0000));
+        let mut sums = [simd.splat_f32s(0.0); W];
+        let whole = half / S::F32_LANES * S::F32_LANES;
+        let mut k = 0;
+        while k < whole {
+            // SAFETY: `k + lanes <= half`, the length of both.
+            let [even, odd] = [even, odd].map(|part| unsafe { part.as_ptr().add(k).cast::<S::f32s>().read_unaligned() });
+            for (w, sum) in sums.iter_mut().enumerate() {
+                // SAFETY: row `w` has `2 half` values of 16 bits.
+                let bits = unsafe { weight.as_ptr().add(w * inputs + 2 * k).cast::<S::u32s>().read_unaligned() };
+                let first = simd.transmute_f32s_u32s(simd.wrapping_dyn_shl_u32s(bits, by));
+                let second = simd.transmute_f32s_u32s(simd.and_u32s(bits, high));
+                *sum = simd.mul_add_f32s(second, odd, simd.mul_add_f32s(first, even, *sum));
+            }
+            k += S::F32_LANES;
+        }
+        for (w, sum) in sums.into_iter().enumerate() {
+            let rest = (whole..half).map(|k| {
+                let [first, second] = [0, 1].map(|i| weight[w * inputs + 2 * k + i].to_f32());
+                first * even[k] + second * odd[k]
+            });
+            // SAFETY: each output column belongs to one task.
+            let y = unsafe { self.y.part(row * self.outputs + self.first + o + w, 1) };
+            y[0] = simd.reduce_sum_f32s(sum) + rest.sum::<f32>();
         }
     }
 }

@@ -117,7 +117,7 @@ fn a_transposed_weight_and_a_bias_are_honoured() {
 #[test]
 fn half_precision_rounds_only_results() {
     // The output's gradient is rounded on its way in, and each gradient on its way out. On CPUs the sum with the bias is rounded once
-    // more, and gradients are Burn's own products, which sum in 16 bits.
+    // more, and gradients in float16 are Burn's own products, which sum in 16 bits.
     let [once, slack] = if cfg!(any(feature = "cuda", feature = "vulkan")) { [1.0, 2.0] } else { [2.0, 16.0] };
     for (dtype, error) in halves() {
         for case in cases() {
