@@ -14,6 +14,7 @@
 //!
 //! A plane owns 16 columns of `b` and `c` as rows of transposed sums over all 64 tokens, or over half of them.
 
+use burn::tensor::f16;
 use cubecl::cmma::{MatrixIdent, MmaDefinition};
 use cubecl::prelude::barrier::Barrier;
 use cubecl::prelude::*;
@@ -66,6 +67,8 @@ pub(crate) struct GradsShape {
     pub slots: usize,
     /// Planes that share the columns of a plane, each with its part of the tokens: 1 or 2.
     pub parts: usize,
+    /// States meet inputs in a high and a low part: bf16 holds less of them than they are stored with.
+    pub split: bool,
 }
 
 #[cube(launch_unchecked, fast_math = FastMath::all())]
@@ -76,6 +79,8 @@ pub(crate) fn ssd_grads<E: Float, N8: Size, N2: Size>(
     c: &Array<Vector<E, N8>>,
     states: &Array<Vector<E, N8>>,
     dstates: &Array<Vector<E, N8>>,
+    units: &Array<f32>,
+    dunits: &Array<f32>,
     delta: &Array<f32>,
     sums: &Array<f32>,
     ids: &Array<i32>,
@@ -102,6 +107,7 @@ pub(crate) fn ssd_grads<E: Float, N8: Size, N2: Size>(
     let threads = comptime!(shape.n * 2 * shape.parts);
     let rounds = comptime!(BLOCKS.div_ceil(shape.n / 16 * shape.parts));
     let own = comptime!(4 / shape.parts); // blocks of 16 tokens of a plane
+    let at_once = comptime!(if shape.n > 128 { 1usize } else { 2usize }); // as registers allow
     let def = MmaDefinition::<E, E, f32>::new(16usize, 8usize, 16usize);
     let bs = comptime!(n / 8 + 1);
     let nv = comptime!(n / 8);
@@ -120,6 +126,8 @@ pub(crate) fn ssd_grads<E: Float, N8: Size, N2: Size>(
     let mut sread = SharedMemory::<Vector<f32, N2>>::new_aligned(64usize, 16usize);
     let mut sfeed = SharedMemory::<Vector<f32, N2>>::new_aligned(64usize, 16usize);
     let mut scarry = SharedMemory::<f32>::new_aligned(2usize, 16usize);
+    // Units of the four times 16 rows of S and of R.
+    let mut sunit = SharedMemory::<f32>::new_aligned(16usize, 16usize);
     let mut sid = SharedMemory::<i32>::new_aligned(comptime!(if shape.ids { 64usize } else { 4usize }), 16usize);
     // Partial sums of a head, twice: pairs from before and to behind the chunk per plane, pairs inside per block.
     let mut sends = SharedMemory::<f32>::new_aligned(comptime!(2 * 2 * 64 * (n / 16)), 16usize);
@@ -224,6 +232,12 @@ pub(crate) fn ssd_grads<E: Float, N8: Size, N2: Size>(
             vr[1] = f32::exp(c1) * from1 * valid1;
             let mut vf = Vector::<f32, N2>::new(f32::exp(ct - c0) * to0);
             vf[1] = f32::exp(ct - c1) * to1;
+            let tile = ((bi * all_chunks as usize + chunk as usize) * nh + head) * 4;
+            if lane < 4 {
+                sunit[par * 8 + lane] = units[tile + lane];
+            } else if lane < 8 {
+                sunit[par * 8 + lane] = dunits[tile + lane - 4];
+            }
             let o = par * 32 + lane;
             s2[o] = vs;
             s1[2 * o] = c0;
@@ -397,78 +411,108 @@ pub(crate) fn ssd_grads<E: Float, N8: Size, N2: Size>(
                 }
             }
         }
-        // Pairs from before the chunk, to behind it, and across it.
-        let mut fs = Sequence::<Array<Vector<E, N2>>>::new();
-        let mut fr = Sequence::<Array<Vector<E, N2>>>::new();
+        // Pairs from before the chunk (S with dy), to behind it (R with x), and across it; some blocks of tokens at a time.
         let mut across = 0.0f32;
         #[unroll]
-        for k in 0..4usize {
-            let at = sbase + (k * 16 + rb) * bs + cw * 2 + cb;
-            let a = load4::<E, N8, N2>(def, &ss, at, true);
-            let r = load4::<E, N8, N2>(def, &sds, at, true);
-            // Planes with the same columns have the same fragments: each counts its part.
-            if k / own * own == j0 {
+        for part in 0..comptime!(own / at_once) {
+            let mut ends = Sequence::<Array<f32>>::new();
+            #[unroll]
+            for _ in 0..at_once {
+                ends.push(Array::<f32>::new(8usize));
+            }
+            #[unroll]
+            for side in 0..2usize {
+                let mut sums = zeros::<N2>(comptime!(2 * at_once));
                 #[unroll]
-                for i in 0..4usize {
-                    let both = Vector::<f32, N2>::cast_from(a[i]) * Vector::<f32, N2>::cast_from(r[i]);
-                    across += both[0] + both[1];
+                for k in 0..4usize {
+                    let at = sbase + (k * 16 + rb) * bs + cw * 2 + cb;
+                    let stored =
+                        if comptime!(side == 0) { load4::<E, N8, N2>(def, &ss, at, true) } else { load4::<E, N8, N2>(def, &sds, at, true) };
+                    let unit = Vector::<f32, N2>::new(sunit[par * 8 + side * 4 + k]);
+                    let mut high = Array::<Vector<E, N2>>::new(4usize);
+                    let mut low = Array::<Vector<E, N2>>::new(4usize);
+                    #[unroll]
+                    for i in 0..4usize {
+                        let value = Vector::<f32, N2>::cast_from(Vector::<f16, N2>::reinterpret(stored[i])) * unit;
+                        high[i] = Vector::<E, N2>::cast_from(value);
+                        if comptime!(shape.split) {
+                            low[i] = Vector::<E, N2>::cast_from(value - Vector::<f32, N2>::cast_from(high[i]));
+                        }
+                    }
+                    // Planes with the same columns have the same fragments: each counts its part.
+                    if comptime!(part == 0 && side == 1) {
+                        if k / own * own == j0 {
+                            let other = load4::<E, N8, N2>(def, &ss, at, true);
+                            let mut both = Vector::<f32, N2>::new(0.0f32);
+                            #[unroll]
+                            for i in 0..4usize {
+                                both += Vector::<f32, N2>::cast_from(Vector::<f16, N2>::reinterpret(stored[i]))
+                                    * Vector::<f32, N2>::cast_from(Vector::<f16, N2>::reinterpret(other[i]));
+                            }
+                            across += (both[0] + both[1]) * sunit[par * 8 + k] * sunit[par * 8 + 4 + k];
+                        }
+                    }
+                    #[unroll]
+                    for i in 0..at_once {
+                        let at = xb + ((j0 + comptime!(part * at_once + i)) * 16 + rb) * 9 + cb + k * 2;
+                        let four = if comptime!(side == 0) {
+                            load4::<E, N8, N2>(def, &sdy, at, false)
+                        } else {
+                            load4::<E, N8, N2>(def, &sx, at, false)
+                        };
+                        #[unroll]
+                        for half in 0..2usize {
+                            multiply::<E, N2>(def, &high, &four, half, sums.index_mut(comptime!(2 * i + half)));
+                            if comptime!(shape.split) {
+                                multiply::<E, N2>(def, &low, &four, half, sums.index_mut(comptime!(2 * i + half)));
+                            }
+                        }
+                    }
+                }
+                #[unroll]
+                for i in 0..at_once {
+                    let j = comptime!(part * at_once + i);
+                    let tokens = j0 + j;
+                    let at = (tokens * 16 + rb) * bs + cw * 2 + cb;
+                    let four =
+                        if comptime!(side == 0) { load4::<E, N8, N2>(def, &sc, at, true) } else { load4::<E, N8, N2>(def, &sb, at, true) };
+                    #[unroll]
+                    for half in 0..2usize {
+                        let o = par * 32 + tokens * 8 + half * 4 + t;
+                        let weight = if comptime!(side == 0) { sread[o] } else { sfeed[o] };
+                        let s0 = sums.index(comptime!(2 * i + half))[0] * weight;
+                        let s1 = sums.index(comptime!(2 * i + half))[1] * weight;
+                        let end = s0 * Vector::<f32, N2>::cast_from(four[comptime!(2 * half)])
+                            + s1 * Vector::<f32, N2>::cast_from(four[comptime!(2 * half + 1)]);
+                        if comptime!(side == 0) {
+                            let ac = adc.index_mut(comptime!(2 * j + half));
+                            ac[0] = ac[0] + s0;
+                            ac[1] = ac[1] + s1;
+                        } else {
+                            let step = sdelta[o];
+                            let ab = adb.index_mut(comptime!(2 * j + half));
+                            ab[0] = ab[0] + s0 * step;
+                            ab[1] = ab[1] + s1 * step;
+                        }
+                        let own_ends = ends.index_mut(i);
+                        #[unroll]
+                        for e in 0..2usize {
+                            own_ends[comptime!(4 * side + 2 * half + e)] = end[e];
+                        }
+                    }
                 }
             }
-            fs.push(a);
-            fr.push(r);
+            #[unroll]
+            for i in 0..at_once {
+                let tokens = j0 + comptime!(part * at_once + i);
+                // Lane `g` has one of: from or to, left or right half, first or second column.
+                let end = sum_rows(ends.index_mut(i), 8usize);
+                sends[((par * 2 + g / 4) * columns + cw) * 64 + (tokens * 8 + g / 2 % 2 * 4 + t) * 2 + g % 2] = end;
+            }
         }
         let across = plane_sum(across);
         if lane == 0 {
             sacross[par * planes + w] = across * scarry[par];
-        }
-        #[unroll]
-        for j in 0..own {
-            let tokens = j0 + j;
-            let mut tc = zeros::<N2>(2usize);
-            let mut tb = zeros::<N2>(2usize);
-            #[unroll]
-            for k in 0..4usize {
-                let at = xb + (tokens * 16 + rb) * 9 + cb + k * 2;
-                let fy = load4::<E, N8, N2>(def, &sdy, at, false);
-                let fx = load4::<E, N8, N2>(def, &sx, at, false);
-                multiply::<E, N2>(def, fs.index(k), &fy, 0usize, tc.index_mut(0usize));
-                multiply::<E, N2>(def, fs.index(k), &fy, 1usize, tc.index_mut(1usize));
-                multiply::<E, N2>(def, fr.index(k), &fx, 0usize, tb.index_mut(0usize));
-                multiply::<E, N2>(def, fr.index(k), &fx, 1usize, tb.index_mut(1usize));
-            }
-            let at = (tokens * 16 + rb) * bs + cw * 2 + cb;
-            let fc = load4::<E, N8, N2>(def, &sc, at, true);
-            let fb = load4::<E, N8, N2>(def, &sb, at, true);
-            let mut ends = Array::<f32>::new(8usize);
-            #[unroll]
-            for half in 0..2usize {
-                let o = par * 32 + tokens * 8 + half * 4 + t;
-                let read = sread[o];
-                let feed = sfeed[o];
-                let c0 = tc.index(half)[0] * read;
-                let c1 = tc.index(half)[1] * read;
-                let b0 = tb.index(half)[0] * feed;
-                let b1 = tb.index(half)[1] * feed;
-                let step = sdelta[o];
-                let from = c0 * Vector::<f32, N2>::cast_from(fc[comptime!(2 * half)])
-                    + c1 * Vector::<f32, N2>::cast_from(fc[comptime!(2 * half + 1)]);
-                let to = b0 * Vector::<f32, N2>::cast_from(fb[comptime!(2 * half)])
-                    + b1 * Vector::<f32, N2>::cast_from(fb[comptime!(2 * half + 1)]);
-                let ac = adc.index_mut(comptime!(2 * j + half));
-                ac[0] = ac[0] + c0;
-                ac[1] = ac[1] + c1;
-                let ab = adb.index_mut(comptime!(2 * j + half));
-                ab[0] = ab[0] + b0 * step;
-                ab[1] = ab[1] + b1 * step;
-                #[unroll]
-                for e in 0..2usize {
-                    ends[comptime!(2 * half + e)] = from[e];
-                    ends[comptime!(4 + 2 * half + e)] = to[e];
-                }
-            }
-            // Lane `g` has one of: from or to, left or right half, first or second column.
-            let end = sum_rows(&mut ends, 8usize);
-            sends[((par * 2 + g / 4) * columns + cw) * 64 + (tokens * 8 + g / 2 % 2 * 4 + t) * 2 + g % 2] = end;
         }
         if comptime!(slots == 1) {
             sync_cube();

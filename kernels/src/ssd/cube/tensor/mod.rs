@@ -132,14 +132,22 @@ impl Plan {
     }
 }
 
+/// The state that enters each chunk, in units of 16 rows each (see [`tiles::unit_of`]).
+struct Stored<R: CubeRuntime> {
+    /// float16 `[b, c, h, p, n]`.
+    states: CubeTensor<R>,
+    /// float32 `[b, c, h, p / 16]`.
+    units: CubeTensor<R>,
+}
+
 /// What a walk made.
 struct Walked<R: CubeRuntime> {
     /// `[b, l, h, p]`, if asked for.
     out: Option<CubeTensor<R>>,
     /// Last state in walking order, float32 `[b, h, p, n]`.
     end: Option<CubeTensor<R>>,
-    /// State that enters each chunk in walking order, `[b, c, h, p, n]` in the dtype of the inputs, if asked for.
-    dump: Option<CubeTensor<R>>,
+    /// State that enters each chunk in walking order, if asked for.
+    dump: Option<Stored<R>>,
 }
 
 /// Walks forward (`input` = x) or backward (`input` = the gradient of y) from `state`.
@@ -167,7 +175,10 @@ fn run<R: CubeRuntime>(
     let made = Walked {
         out: out.then(|| empty(like, [b, l, h, p], inputs.dtype)),
         end: (out || !dump).then(|| empty(like, [b, h, p, n], DType::F32)),
-        dump: dump.then(|| empty(like, [b, l.div_ceil(Q), h, p, n], inputs.dtype)),
+        dump: dump.then(|| Stored {
+            states: empty(like, [b, l.div_ceil(Q), h, p, n], DType::F16),
+            units: empty(like, [b, l.div_ceil(Q), h, p / 16], DType::F32),
+        }),
     };
     let walk = Walk { init: entering.is_some(), dump, skip: out && inputs.d.is_some(), ..walk(inputs, plan, reverse, out, dump) };
     let buffers = Buffers { init: entering.as_ref(), out: made.out.as_ref(), end: made.end.as_ref(), dump: made.dump.as_ref(), kept: None };
@@ -196,7 +207,7 @@ struct Buffers<'a, R: CubeRuntime> {
     init: Option<&'a CubeTensor<R>>,
     out: Option<&'a CubeTensor<R>>,
     end: Option<&'a CubeTensor<R>>,
-    dump: Option<&'a CubeTensor<R>>,
+    dump: Option<&'a Stored<R>>,
     kept: Option<&'a CubeTensor<R>>,
 }
 
@@ -238,7 +249,8 @@ fn launch<R: CubeRuntime>(inputs: &Inputs<R>, input: &Strided<R>, plan: Plan, wa
             or(buffers.init),
             or(buffers.out),
             or(buffers.end),
-            or(buffers.dump),
+            or(buffers.dump.map(|stored| &stored.states)),
+            or(buffers.dump.map(|stored| &stored.units)),
             or(buffers.kept),
             l as u32,
             h as u32,
@@ -313,7 +325,13 @@ pub(super) fn backward<R: CubeRuntime>(call: Call<R>, dy: Option<CubeTensor<R>>,
     let skip = empty(like, [b * chunks, h], DType::F32);
     let (states, dstates) = (forward.dump.expect("asked for"), back.dump.expect("asked for"));
     let (ids, rows) = inputs.documents();
-    let shape = GradsShape { n, ids: inputs.documents.is_some(), slots: if n > 128 { 1 } else { 2 }, parts: if n == 128 { 2 } else { 1 } };
+    let shape = GradsShape {
+        n,
+        ids: inputs.documents.is_some(),
+        slots: if n > 128 { 1 } else { 2 },
+        parts: if n == 128 { 2 } else { 1 },
+        split: dtype == DType::BF16,
+    };
     // SAFETY: the kernel guards every index by the sizes that the tensors were made with.
     unsafe {
         ssd_grads::launch_unchecked::<R>(
@@ -326,8 +344,10 @@ pub(super) fn backward<R: CubeRuntime>(call: Call<R>, dy: Option<CubeTensor<R>>,
             dy.arg(),
             inputs.b.arg(),
             inputs.c.arg(),
-            array(&states),
-            array(&dstates),
+            array(&states.states),
+            array(&dstates.states),
+            array(&states.units),
+            array(&dstates.units),
             array(&inputs.prepared.delta),
             array(&inputs.prepared.sums),
             ids,

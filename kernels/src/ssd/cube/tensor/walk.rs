@@ -20,6 +20,7 @@
 //! `S queries^T` as they stand, so the state never leaves registers. `M` is made by all planes, goes through shared memory,
 //! and meets the same fragments of `input^T` that feed the state.
 
+use burn::tensor::f16;
 use cubecl::cmma::{MatrixIdent, MmaDefinition};
 use cubecl::prelude::barrier::Barrier;
 use cubecl::prelude::*;
@@ -51,7 +52,7 @@ pub(crate) struct Walk {
     pub init: bool,
     /// Write `out`.
     pub out: bool,
-    /// Write the state that enters each chunk.
+    /// Write the state that enters each chunk, see [`unit_of`].
     pub dump: bool,
     /// Write the state that leaves every segment and how much of what entered it kept, not the last state alone.
     pub locals: bool,
@@ -77,6 +78,7 @@ pub(crate) fn ssd_walk<E: Float, N8: Size, N4: Size, N2: Size>(
     out: &mut Array<Vector<E, N8>>,
     end: &mut Array<Vector<f32, N2>>,
     dump: &mut Array<Vector<u32, N4>>,
+    units: &mut Array<f32>,
     kept: &mut Array<f32>,
     l: u32,
     heads: u32,
@@ -324,7 +326,22 @@ pub(crate) fn ssd_walk<E: Float, N8: Size, N4: Size, N2: Size>(
             #[unroll]
             for h in 0..hw {
                 let chunk = bi * all_chunks as usize + (t0 / 64) as usize;
-                let dbase = ((chunk * nh + h0 + hl + h) * 64 + pw * 8) * nv + t;
+                let tile = chunk * nh + h0 + hl + h;
+                let dbase = (tile * 64 + pw * 8) * nv + t;
+                let mut top = 0.0f32;
+                #[unroll]
+                for j in 0..comptime!(n / 8) {
+                    let s = st.index(comptime!(h * n / 8 + j));
+                    #[unroll]
+                    for r in 0..2usize {
+                        top = max(top, max(s[r][0].abs(), s[r][1].abs()));
+                    }
+                }
+                let (up, unit) = unit_of(plane_max(top));
+                if lane == 0 {
+                    units[tile * 4 + w % 4] = unit;
+                }
+                let up = Vector::<f32, N2>::new(up);
                 #[unroll]
                 for j in 0..comptime!(n / 32) {
                     #[unroll]
@@ -333,7 +350,7 @@ pub(crate) fn ssd_walk<E: Float, N8: Size, N4: Size, N2: Size>(
                         #[unroll]
                         for k in 0..4usize {
                             let s = st.index(comptime!(h * n / 8 + 4 * j + k));
-                            four[k] = u32::reinterpret(Vector::<E, N2>::cast_from(s[r]));
+                            four[k] = u32::reinterpret(Vector::<f16, N2>::cast_from(s[r] * up));
                         }
                         // 16 bytes of one row a lane instead of 4 bytes of four places.
                         exchange(&mut four, t as u32);
