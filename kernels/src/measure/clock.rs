@@ -130,8 +130,11 @@ impl<'a, B: KernelBackend> Clock<'a, B> {
             recorder.wait().ok()?;
             Some(start.elapsed().as_secs_f64() * 1e3)
         };
-        replays(1)?;
-        let count = ((self.effort.batch_ms / replays(1)?).ceil() as usize).clamp(1, 256);
+        // As many that a wait's own cost does not count, and that the device has left its idle clocks.
+        let mut count = 1;
+        while replays(count)? < self.effort.batch_ms / 2.0 && count < 1 << 12 {
+            count *= 2;
+        }
         let times: Option<Vec<f64>> = (0..self.effort.batches).map(|_| Some(replays(count)? / (count * BEHIND_PLUG) as f64)).collect();
         recording.check().ok()?;
         self.sync();

@@ -200,4 +200,15 @@ mod tests {
         std::fs::write(&path, text.replacen("\"seeds\"", "\"sedes\"", 1)).unwrap();
         assert!(Recipe::open(name, false, &[]).unwrap_err().to_string().contains("sedes"));
     }
+
+    #[test]
+    fn recipes_without_operations_and_models_speak_of_generation_alone() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/experiments/speed-8b.json");
+        let Recipe::Speed(speed) = Recipe::open(path.to_str().unwrap(), false, &[]).unwrap() else { panic!("another experiment") };
+        let cells = speed.cells().unwrap();
+        assert_eq!(cells.len(), 24);
+        let report = speed.report(&[]);
+        assert!(report.verdict.checks.iter().all(|check| check.claim.contains("decodes") || check.claim.contains("lead")));
+        assert!(report.figure.panels.is_empty() && report.notes.len() == 1, "{:?}", report.notes);
+    }
 }

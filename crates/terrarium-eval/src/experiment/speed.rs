@@ -156,6 +156,11 @@ impl Combination for Cell {
 }
 
 impl Operations {
+    /// Whether the recipe has any.
+    fn any(&self) -> bool {
+        !self.lengths.is_empty() || !self.states.is_empty()
+    }
+
     fn cells(&self) -> Vec<Cell> {
         let Self { heads: h, head_dim: p, tokens, state, .. } = *self;
         let rows = |l: usize| (tokens / l).max(1);
@@ -242,16 +247,19 @@ impl Experiment for Speed {
 
     fn report(&self, found: &[(Cell, Timed)]) -> Report {
         let Operations { tokens, heads, head_dim, state, length, .. } = self.operations;
-        let mut notes = vec![
-            format!(
+        let mut notes = Vec::new();
+        if self.operations.any() {
+            notes.push(format!(
                 "Operations: {tokens} tokens in rows of each length, {heads} heads of {head_dim}; over lengths both scans have states of {state}, over states rows of {length}. Medians; calls follow one another without waiting."
-            ),
-            format!(
+            ));
+        }
+        if !self.models.architectures.is_empty() {
+            notes.push(format!(
                 "Models: {} layers of width {}; a training step and prompts of {} tokens in rows of each length (one row where that is longer); decoding {} rows behind each length, of which the tokens of \
                  one pass are really read, the rest of the cache being copies. The time of decoding is that of one step.",
                 self.models.layers, self.models.width, self.models.tokens, self.models.decode_rows
-            ),
-        ];
+            ));
+        }
         notes.extend(self.generation.as_ref().map(Generation::note));
         Report {
             title: "Speed of scans, attention and whole models".into(),
@@ -450,13 +458,16 @@ impl Speed {
                 ..Panel::default()
             }
         };
-        let mut panels = vec![
-            operations(false, "Operations, forward and backward (ms)", "Tokens of a row"),
-            operations(true, "Operations, forward and backward (ms)", "State width"),
-            models(Part::Train, "Training (tokens/s)"),
-            models(Part::Prefill, "Reading prompts (tokens/s)"),
-            models(Part::Decode, "Decoding (tokens/s)"),
-        ];
+        let mut panels = Vec::new();
+        if self.operations.any() {
+            panels.push(operations(false, "Operations, forward and backward (ms)", "Tokens of a row"));
+            panels.push(operations(true, "Operations, forward and backward (ms)", "State width"));
+        }
+        if !self.models.architectures.is_empty() {
+            panels.push(models(Part::Train, "Training (tokens/s)"));
+            panels.push(models(Part::Prefill, "Reading prompts (tokens/s)"));
+            panels.push(models(Part::Decode, "Decoding (tokens/s)"));
+        }
         panels.extend(self.generation.as_ref().map_or(Vec::new(), |generation| generation.panels(&points(found))));
         panels
     }
@@ -496,7 +507,7 @@ impl Speed {
             }
             _ => missing(flat),
         };
-        let mut checks = vec![first, second, third];
+        let mut checks = if self.operations.any() { vec![first, second, third] } else { Vec::new() };
         checks.extend(self.generation.as_ref().map_or(Vec::new(), |generation| generation.checks(&points(found))));
         Verdict { checks }
     }

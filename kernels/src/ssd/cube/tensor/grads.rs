@@ -56,6 +56,39 @@ fn sum_columns(first: f32, second: f32) -> f32 {
     sum + plane_shuffle_xor(sum, 2u32)
 }
 
+/// What one of ten lanes contributes to the units of a head: bounds of parts of `x` and of `dy`, or the unit of `S` or
+/// of `R`, see [`super::Stored`].
+#[cube]
+fn unit_part(units: &Array<f32>, dunits: &Array<f32>, tile: usize) -> f32 {
+    let lane = UNIT_POS_X as usize;
+    let mut part = 0.0f32;
+    if lane < 4 {
+        part = units[tile * 8 + lane];
+    } else if lane < 8 {
+        part = dunits[tile * 8 + lane - 4];
+    } else if lane == 8 {
+        part = units[tile * 8 + 4];
+    } else if lane == 9 {
+        part = dunits[tile * 8 + 4];
+    }
+    part
+}
+
+/// Leaves in `sup` what `x` and `dy` are multiplied with, its inverses, and the units of `S` and `R`.
+#[cube]
+fn set_units(sup: &mut SharedMemory<f32>, par: usize, part: f32) {
+    let lane = UNIT_POS_X as usize;
+    let pair = max(part, plane_shuffle_xor(part, 1u32));
+    let top = max(pair, plane_shuffle_xor(pair, 2u32));
+    let (up, unit) = unit_of(top);
+    if lane == 0 || lane == 4 {
+        sup[par * 8 + lane / 4] = up;
+        sup[par * 8 + 2 + lane / 4] = unit;
+    } else if lane == 8 || lane == 9 {
+        sup[par * 8 + lane - 4] = part;
+    }
+}
+
 /// What the kernel reads and writes; part of the compiled kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct GradsShape {
@@ -67,8 +100,6 @@ pub(crate) struct GradsShape {
     pub slots: usize,
     /// Planes that share the columns of a plane, each with its part of the tokens: 1 or 2.
     pub parts: usize,
-    /// States meet inputs in a high and a low part: bf16 holds less of them than they are stored with.
-    pub split: bool,
 }
 
 #[cube(launch_unchecked, fast_math = FastMath::all())]
@@ -109,6 +140,7 @@ pub(crate) fn ssd_grads<E: Float, N8: Size, N2: Size>(
     let own = comptime!(4 / shape.parts); // blocks of 16 tokens of a plane
     let at_once = comptime!(if shape.n > 128 { 1usize } else { 2usize }); // as registers allow
     let def = MmaDefinition::<E, E, f32>::new(16usize, 8usize, 16usize);
+    let halves = MmaDefinition::<f16, f16, f32>::new(16usize, 8usize, 16usize);
     let bs = comptime!(n / 8 + 1);
     let nv = comptime!(n / 8);
     let bsz = comptime!(64 * (n / 8 + 1));
@@ -126,8 +158,9 @@ pub(crate) fn ssd_grads<E: Float, N8: Size, N2: Size>(
     let mut sread = SharedMemory::<Vector<f32, N2>>::new_aligned(64usize, 16usize);
     let mut sfeed = SharedMemory::<Vector<f32, N2>>::new_aligned(64usize, 16usize);
     let mut scarry = SharedMemory::<f32>::new_aligned(2usize, 16usize);
-    // Units of the four times 16 rows of S and of R.
-    let mut sunit = SharedMemory::<f32>::new_aligned(16usize, 16usize);
+    // Units of a head (see `set_units`), and the one of a product of its dy and x, twice.
+    let mut sup = SharedMemory::<f32>::new_aligned(16usize, 16usize);
+    let mut sunit = SharedMemory::<f32>::new_aligned(2usize, 16usize);
     let mut sid = SharedMemory::<i32>::new_aligned(comptime!(if shape.ids { 64usize } else { 4usize }), 16usize);
     // Partial sums of a head, twice: pairs from before and to behind the chunk per plane, pairs inside per block.
     let mut sends = SharedMemory::<f32>::new_aligned(comptime!(2 * 2 * 64 * (n / 16)), 16usize);
@@ -167,7 +200,8 @@ pub(crate) fn ssd_grads<E: Float, N8: Size, N2: Size>(
         length = rows[bi * 2] as u32;
     }
     let head0 = group * ratio as usize;
-    let srow0 = (bi * all_chunks as usize + chunk as usize) * nh * 64 * nv;
+    let first_tile = (bi * all_chunks as usize + chunk as usize) * nh;
+    let srow0 = first_tile * 64 * nv;
     sync_cube();
 
     copy_rows::<E, N8>(b, &mut sb, tok0 * b_stride as usize + group * nv, b_stride as usize, left, 0usize, nv, threads);
@@ -215,29 +249,47 @@ pub(crate) fn ssd_grads<E: Float, N8: Size, N2: Size>(
     let mut gs = zeros::<N2>(comptime!(2 * rounds));
     let mut dgs = zeros::<N2>(comptime!(2 * rounds));
 
+    // Values of the coming head, two tokens a lane, and units of the one after it.
+    let mut c0 = 0.0f32;
+    let mut c1 = 0.0f32;
+    let mut d0 = 0.0f32;
+    let mut d1 = 0.0f32;
+    let mut part = 0.0f32;
+    if w == 0 {
+        let at = (bi * nh + head0) * lp + t0 as usize + 2 * lane;
+        c0 = sums[at];
+        c1 = sums[at + 1];
+        d0 = delta[at];
+        d1 = delta[at + 1];
+        part = unit_part(units, dunits, first_tile + head0);
+        set_units(&mut sup, 0usize, part);
+        if ratio > 1 {
+            part = unit_part(units, dunits, first_tile + head0 + 1);
+        }
+    }
+    if comptime!(slots == 2) {
+        sync_cube();
+        bar0.wait_parity(0u32);
+        to_half::<E, N8>(&mut sx, 0usize, sup[0], threads);
+        to_half::<E, N8>(&mut sdy, 0usize, sup[1], threads);
+    }
     for hi in 0..ratio {
         let par = (hi & 1u32) as usize;
         let slot = comptime!(if slots == 2 { 1usize } else { 0usize }) * par;
         let head = head0 + hi as usize;
         if w == 0 {
-            let at = (bi * nh + head) * lp + t0 as usize + 2 * lane;
-            let c0 = sums[at];
-            let c1 = sums[at + 1];
             let ct = plane_broadcast(c1, 31u32);
+            // x and dy are in units of their own, and so are the states that they meet.
+            let reads = sup[par * 8 + 4] * sup[par * 8 + 3];
+            let feeds = sup[par * 8 + 5] * sup[par * 8 + 2];
             let mut vs = Vector::<f32, N2>::new(c0);
             vs[1] = c1;
-            let mut vd = Vector::<f32, N2>::new(delta[at]);
-            vd[1] = delta[at + 1];
-            let mut vr = Vector::<f32, N2>::new(f32::exp(c0) * from0 * valid0);
-            vr[1] = f32::exp(c1) * from1 * valid1;
-            let mut vf = Vector::<f32, N2>::new(f32::exp(ct - c0) * to0);
-            vf[1] = f32::exp(ct - c1) * to1;
-            let tile = ((bi * all_chunks as usize + chunk as usize) * nh + head) * 4;
-            if lane < 4 {
-                sunit[par * 8 + lane] = units[tile + lane];
-            } else if lane < 8 {
-                sunit[par * 8 + lane] = dunits[tile + lane - 4];
-            }
+            let mut vd = Vector::<f32, N2>::new(d0);
+            vd[1] = d1;
+            let mut vr = Vector::<f32, N2>::new(f32::exp(c0) * from0 * valid0 * reads);
+            vr[1] = f32::exp(c1) * from1 * valid1 * reads;
+            let mut vf = Vector::<f32, N2>::new(f32::exp(ct - c0) * to0 * feeds);
+            vf[1] = f32::exp(ct - c1) * to1 * feeds;
             let o = par * 32 + lane;
             s2[o] = vs;
             s1[2 * o] = c0;
@@ -246,7 +298,11 @@ pub(crate) fn ssd_grads<E: Float, N8: Size, N2: Size>(
             sread[o] = vr;
             sfeed[o] = vf;
             if lane == 0 {
-                scarry[par] = f32::exp(ct) * through;
+                scarry[par] = f32::exp(ct) * through * sup[par * 8 + 4] * sup[par * 8 + 5];
+                sunit[par] = sup[par * 8 + 2] * sup[par * 8 + 3];
+            }
+            if hi + 1 < ratio {
+                set_units(&mut sup, 1 - par, part);
             }
         }
         sync_cube();
@@ -269,6 +325,16 @@ pub(crate) fn ssd_grads<E: Float, N8: Size, N2: Size>(
                 columns,
                 planes,
             );
+        }
+        if w == 0 && hi + 1 < ratio {
+            let at = (bi * nh + head + 1) * lp + t0 as usize + 2 * lane;
+            c0 = sums[at];
+            c1 = sums[at + 1];
+            d0 = delta[at];
+            d1 = delta[at + 1];
+            if hi + 2 < ratio {
+                part = unit_part(units, dunits, first_tile + head + 2);
+            }
         }
         if comptime!(slots == 2) {
             if hi + 1 < ratio {
@@ -295,12 +361,6 @@ pub(crate) fn ssd_grads<E: Float, N8: Size, N2: Size>(
                     let _t2 = bar0.arrive();
                 }
             }
-            let phase = (hi >> 1u32) & 1u32;
-            if par == 0 {
-                bar0.wait_parity(phase);
-            } else {
-                bar1.wait_parity(phase);
-            }
         } else {
             if hi > 0 {
                 copy_rows::<E, N8>(x, &mut sx, tok0 * x_stride as usize + head * PV, x_stride as usize, left, 0usize, PV, threads);
@@ -311,6 +371,9 @@ pub(crate) fn ssd_grads<E: Float, N8: Size, N2: Size>(
                 let _t3 = bar0.arrive();
             }
             bar0.wait_parity(hi & 1u32);
+            to_half::<E, N8>(&mut sx, 0usize, sup[par * 8], threads);
+            to_half::<E, N8>(&mut sdy, 0usize, sup[par * 8 + 1], threads);
+            sync_cube();
         }
         if hi == 0 {
             // G = c b^T, the blocks that this plane keeps.
@@ -340,11 +403,12 @@ pub(crate) fn ssd_grads<E: Float, N8: Size, N2: Size>(
                 let mut dm = zeros::<N2>(2usize);
                 #[unroll]
                 for k in 0..4usize {
-                    let fa = load4::<E, N8, N2>(def, &sdy, xb + (mi * 16 + ra) * 9 + ca + k * 2, false);
-                    let fb = load4::<E, N8, N2>(def, &sx, xb + (ni * 16 + rb) * 9 + cb + k * 2, false);
-                    multiply::<E, N2>(def, &fa, &fb, 0usize, dm.index_mut(0usize));
-                    multiply::<E, N2>(def, &fa, &fb, 1usize, dm.index_mut(1usize));
+                    let fa = load4_half::<E, N8, N2>(def, &sdy, xb + (mi * 16 + ra) * 9 + ca + k * 2, false);
+                    let fb = load4_half::<E, N8, N2>(def, &sx, xb + (ni * 16 + rb) * 9 + cb + k * 2, false);
+                    multiply::<f16, N2>(halves, &fa, &fb, 0usize, dm.index_mut(0usize));
+                    multiply::<f16, N2>(halves, &fa, &fb, 1usize, dm.index_mut(1usize));
                 }
+                let unit = Vector::<f32, N2>::new(sunit[par]);
                 let r0 = mi * 16 + g;
                 let r1 = r0 + 8;
                 let sl0 = s1[par * 64 + r0];
@@ -364,8 +428,8 @@ pub(crate) fn ssd_grads<E: Float, N8: Size, N2: Size>(
                     let m = dm.index(half);
                     let gm = gs.index(comptime!(2 * round + half));
                     let dg = dgs.index_mut(comptime!(2 * round + half));
-                    let m0 = m[0];
-                    let m1 = m[1];
+                    let m0 = m[0] * unit;
+                    let m1 = m[1] * unit;
                     let g0 = gm[0];
                     let g1 = gm[1];
                     let mut a0 = dg[0];
@@ -426,46 +490,34 @@ pub(crate) fn ssd_grads<E: Float, N8: Size, N2: Size>(
                 #[unroll]
                 for k in 0..4usize {
                     let at = sbase + (k * 16 + rb) * bs + cw * 2 + cb;
-                    let stored =
-                        if comptime!(side == 0) { load4::<E, N8, N2>(def, &ss, at, true) } else { load4::<E, N8, N2>(def, &sds, at, true) };
-                    let unit = Vector::<f32, N2>::new(sunit[par * 8 + side * 4 + k]);
-                    let mut high = Array::<Vector<E, N2>>::new(4usize);
-                    let mut low = Array::<Vector<E, N2>>::new(4usize);
-                    #[unroll]
-                    for i in 0..4usize {
-                        let value = Vector::<f32, N2>::cast_from(Vector::<f16, N2>::reinterpret(stored[i])) * unit;
-                        high[i] = Vector::<E, N2>::cast_from(value);
-                        if comptime!(shape.split) {
-                            low[i] = Vector::<E, N2>::cast_from(value - Vector::<f32, N2>::cast_from(high[i]));
-                        }
-                    }
+                    let stored = if comptime!(side == 0) {
+                        load4_half::<E, N8, N2>(def, &ss, at, true)
+                    } else {
+                        load4_half::<E, N8, N2>(def, &sds, at, true)
+                    };
                     // Planes with the same columns have the same fragments: each counts its part.
                     if comptime!(part == 0 && side == 1) {
                         if k / own * own == j0 {
-                            let other = load4::<E, N8, N2>(def, &ss, at, true);
+                            let other = load4_half::<E, N8, N2>(def, &ss, at, true);
                             let mut both = Vector::<f32, N2>::new(0.0f32);
                             #[unroll]
                             for i in 0..4usize {
-                                both += Vector::<f32, N2>::cast_from(Vector::<f16, N2>::reinterpret(stored[i]))
-                                    * Vector::<f32, N2>::cast_from(Vector::<f16, N2>::reinterpret(other[i]));
+                                both += Vector::<f32, N2>::cast_from(stored[i]) * Vector::<f32, N2>::cast_from(other[i]);
                             }
-                            across += (both[0] + both[1]) * sunit[par * 8 + k] * sunit[par * 8 + 4 + k];
+                            across += both[0] + both[1];
                         }
                     }
                     #[unroll]
                     for i in 0..at_once {
                         let at = xb + ((j0 + comptime!(part * at_once + i)) * 16 + rb) * 9 + cb + k * 2;
                         let four = if comptime!(side == 0) {
-                            load4::<E, N8, N2>(def, &sdy, at, false)
+                            load4_half::<E, N8, N2>(def, &sdy, at, false)
                         } else {
-                            load4::<E, N8, N2>(def, &sx, at, false)
+                            load4_half::<E, N8, N2>(def, &sx, at, false)
                         };
                         #[unroll]
                         for half in 0..2usize {
-                            multiply::<E, N2>(def, &high, &four, half, sums.index_mut(comptime!(2 * i + half)));
-                            if comptime!(shape.split) {
-                                multiply::<E, N2>(def, &low, &four, half, sums.index_mut(comptime!(2 * i + half)));
-                            }
+                            multiply::<f16, N2>(halves, &stored, &four, half, sums.index_mut(comptime!(2 * i + half)));
                         }
                     }
                 }
@@ -514,7 +566,19 @@ pub(crate) fn ssd_grads<E: Float, N8: Size, N2: Size>(
         if lane == 0 {
             sacross[par * planes + w] = across * scarry[par];
         }
-        if comptime!(slots == 1) {
+        if comptime!(slots == 2) {
+            // The next head's tiles, which arrived meanwhile.
+            if hi + 1 < ratio {
+                let phase = ((hi + 1) >> 1u32) & 1u32;
+                if par == 0 {
+                    bar1.wait_parity(phase);
+                } else {
+                    bar0.wait_parity(phase);
+                }
+                to_half::<E, N8>(&mut sx, (1 - par) * TILE, sup[(1 - par) * 8], threads);
+                to_half::<E, N8>(&mut sdy, (1 - par) * TILE, sup[(1 - par) * 8 + 1], threads);
+            }
+        } else {
             sync_cube();
         }
     }

@@ -132,11 +132,11 @@ impl Plan {
     }
 }
 
-/// The state that enters each chunk, in units of 16 rows each (see [`tiles::unit_of`]).
+/// The state that enters each chunk and head, in a unit of its own (see [`tiles::unit_of`]).
 struct Stored<R: CubeRuntime> {
     /// float16 `[b, c, h, p, n]`.
     states: CubeTensor<R>,
-    /// float32 `[b, c, h, p / 16]`.
+    /// float32 `[b, c, h, 8]`: bounds of the magnitudes in four parts of the chunk's input, the state's unit, and three that nobody writes.
     units: CubeTensor<R>,
 }
 
@@ -177,7 +177,7 @@ fn run<R: CubeRuntime>(
         end: (out || !dump).then(|| empty(like, [b, h, p, n], DType::F32)),
         dump: dump.then(|| Stored {
             states: empty(like, [b, l.div_ceil(Q), h, p, n], DType::F16),
-            units: empty(like, [b, l.div_ceil(Q), h, p / 16], DType::F32),
+            units: empty(like, [b, l.div_ceil(Q), h, 8], DType::F32),
         }),
     };
     let walk = Walk { init: entering.is_some(), dump, skip: out && inputs.d.is_some(), ..walk(inputs, plan, reverse, out, dump) };
@@ -325,13 +325,7 @@ pub(super) fn backward<R: CubeRuntime>(call: Call<R>, dy: Option<CubeTensor<R>>,
     let skip = empty(like, [b * chunks, h], DType::F32);
     let (states, dstates) = (forward.dump.expect("asked for"), back.dump.expect("asked for"));
     let (ids, rows) = inputs.documents();
-    let shape = GradsShape {
-        n,
-        ids: inputs.documents.is_some(),
-        slots: if n > 128 { 1 } else { 2 },
-        parts: if n == 128 { 2 } else { 1 },
-        split: dtype == DType::BF16,
-    };
+    let shape = GradsShape { n, ids: inputs.documents.is_some(), slots: if n > 128 { 1 } else { 2 }, parts: if n == 128 { 2 } else { 1 } };
     // SAFETY: the kernel guards every index by the sizes that the tensors were made with.
     unsafe {
         ssd_grads::launch_unchecked::<R>(

@@ -3,6 +3,7 @@
 //! `E` is bf16 or f16; products are `mma.sync` m16n8k16 with float32 sums. A tile row is padded by 16 bytes, so that the
 //! eight rows of one `ldmatrix` phase lie in different banks.
 
+use burn::tensor::f16;
 use cubecl::cmma::{MatrixIdent, MmaDefinition};
 use cubecl::prelude::barrier::copy_async;
 use cubecl::prelude::*;
@@ -88,16 +89,45 @@ pub(crate) fn narrow<E: Float, N2: Size>(left: &Array<Vector<f32, N2>>, right: &
     a
 }
 
-/// Largest magnitude of 16 rows of a state -> the power of two to store them with, and that to read them with (its inverse).
+/// A bound of a tile's magnitudes -> the power of two to store it with as float16, and that to read it with (its inverse).
 ///
-/// States that enter a chunk are kept as float16 against a unit for every 16 rows: three bits more than bf16 has, in the
-/// same space. The gradient of `a` is a sum over all tokens in which most cancels, and states in bf16 make its error about
-/// five times as large.
+/// States that enter a chunk are kept so: three bits more than bf16 has, in the same space. The gradient of `a` is a sum over all
+/// tokens in which most cancels, and states in bf16 make its error about five times as large. What meets them in products
+/// is turned into float16 likewise, by [`to_half`]: of a bf16 value nothing is lost above 2^-22 of the bound.
 #[cube]
 pub(crate) fn unit_of(top: f32) -> (f32, f32) {
-    // Not so small that the inverse has none. The top comes to lie between 2^14 and 2^15.
+    // Not so small that the inverse has none. The bound comes to lie between 2^14 and 2^15.
     let exponent = max(u32::reinterpret(top) >> 23u32, 15u32);
     (f32::reinterpret((268u32 - exponent) << 23u32), f32::reinterpret((exponent - 14u32) << 23u32))
+}
+
+/// Turns a `[64][64]` tile into float16, times `by`.
+#[cube]
+pub(crate) fn to_half<E: Float, N8: Size>(tile: &mut SharedMemory<Vector<E, N8>>, base: usize, by: f32, #[comptime] threads: usize) {
+    #[unroll]
+    for i in 0..comptime!(64 * PV / threads) {
+        let index = UNIT_POS as usize + i * threads;
+        let at = base + index / PV * comptime!(PV + 1) + index % PV;
+        let value = Vector::<f32, N8>::cast_from(tile[at]) * Vector::<f32, N8>::new(by);
+        tile[at] = Vector::<E, N8>::reinterpret(Vector::<f16, N8>::cast_from(value));
+    }
+}
+
+/// As [`load4`], of values that are float16 whatever `E` is.
+#[cube]
+pub(crate) fn load4_half<E: Float, N8: Size, N2: Size>(
+    def: MmaDefinition<E, E, f32>,
+    tile: &SharedMemory<Vector<E, N8>>,
+    off: usize,
+    #[comptime] transposed: bool,
+) -> Array<Vector<f16, N2>> {
+    let four = load4::<E, N8, N2>(def, tile, off, transposed);
+    let mut halves = Array::<Vector<f16, N2>>::new(4usize);
+    #[unroll]
+    for i in 0..4usize {
+        halves[i] = Vector::<f16, N2>::reinterpret(four[i]);
+    }
+    halves
 }
 
 /// Starts copying 64 rows of `width` vectors, `stride` apart from `from` on, into a padded tile at `base`. Rows from

@@ -52,7 +52,7 @@ pub(crate) struct Walk {
     pub init: bool,
     /// Write `out`.
     pub out: bool,
-    /// Write the state that enters each chunk, see [`unit_of`].
+    /// Write the state that enters each chunk, see [`unit_of`], and bounds of the magnitudes of the chunk's input.
     pub dump: bool,
     /// Write the state that leaves every segment and how much of what entered it kept, not the last state alone.
     pub locals: bool,
@@ -120,6 +120,8 @@ pub(crate) fn ssd_walk<E: Float, N8: Size, N4: Size, N2: Size>(
     let mut sscale = SharedMemory::<Vector<f32, N2>>::new_aligned(comptime!(if walk.reverse { 2 * hw * hg * 32 } else { 8 }), 16usize);
     let mut scarry = SharedMemory::<f32>::new_aligned(comptime!(2 * hw * hg), 16usize);
     let mut sid = SharedMemory::<i32>::new_aligned(comptime!(if walk.ids { 128usize } else { 4usize }), 16usize);
+    // Bounds of the magnitudes in each plane's rows of the state that enters the chunk.
+    let mut stop = SharedMemory::<f32>::new_aligned(comptime!(if walk.dump { 2 * 4 * hw * hg } else { 4 }), 16usize);
     let bar0 = Barrier::shared(CUBE_DIM, UNIT_POS == 0);
     let bar1 = Barrier::shared(CUBE_DIM, UNIT_POS == 0);
     let barx = Barrier::shared(CUBE_DIM, UNIT_POS == 0);
@@ -289,6 +291,24 @@ pub(crate) fn ssd_walk<E: Float, N8: Size, N4: Size, N2: Size>(
                 }
             }
         }
+        if comptime!(walk.dump) {
+            #[unroll]
+            for h in 0..hw {
+                // A sum is a bound of the largest, and adding is cheaper than comparing.
+                let mut sum0 = Vector::<f32, N2>::new(0.0f32);
+                let mut sum1 = Vector::<f32, N2>::new(0.0f32);
+                #[unroll]
+                for j in 0..comptime!(n / 8) {
+                    let s = st.index(comptime!(h * n / 8 + j));
+                    sum0 += s[0].abs();
+                    sum1 += s[1].abs();
+                }
+                let top = plane_max((sum0[0] + sum0[1]) + (sum1[0] + sum1[1]));
+                if lane == 0 {
+                    stop[(par * hb + hl + h) * 4 + w % 4] = top;
+                }
+            }
+        }
         sync_cube();
         if comptime!(walk.out) {
             let from = tok0 + t0 as usize;
@@ -328,18 +348,10 @@ pub(crate) fn ssd_walk<E: Float, N8: Size, N4: Size, N2: Size>(
                 let chunk = bi * all_chunks as usize + (t0 / 64) as usize;
                 let tile = chunk * nh + h0 + hl + h;
                 let dbase = (tile * 64 + pw * 8) * nv + t;
-                let mut top = 0.0f32;
-                #[unroll]
-                for j in 0..comptime!(n / 8) {
-                    let s = st.index(comptime!(h * n / 8 + j));
-                    #[unroll]
-                    for r in 0..2usize {
-                        top = max(top, max(s[r][0].abs(), s[r][1].abs()));
-                    }
-                }
-                let (up, unit) = unit_of(plane_max(top));
-                if lane == 0 {
-                    units[tile * 4 + w % 4] = unit;
+                let at = (par * hb + hl + h) * 4;
+                let (up, unit) = unit_of(max(max(stop[at], stop[at + 1]), max(stop[at + 2], stop[at + 3])));
+                if w % 4 == 0 && lane == 0 {
+                    units[tile * 8 + 4] = unit;
                 }
                 let up = Vector::<f32, N2>::new(up);
                 #[unroll]
@@ -564,6 +576,25 @@ pub(crate) fn ssd_walk<E: Float, N8: Size, N4: Size, N2: Size>(
                 }
             }
         }
+        if comptime!(walk.dump) {
+            #[unroll]
+            for h in 0..hw {
+                let tile = (bi * all_chunks as usize + (t0 / 64) as usize) * nh + h0 + hl + h;
+                let mut sum = Vector::<f32, N2>::new(0.0f32);
+                #[unroll]
+                for k in 0..4usize {
+                    let fx = load4::<E, N8, N2>(def, &sx, xbase + h * TILE + (k * 16 + rb) * 9 + pw + cb, true);
+                    #[unroll]
+                    for r in 0..4usize {
+                        sum += Vector::<f32, N2>::cast_from(fx[r]).abs();
+                    }
+                }
+                let top = plane_max(sum[0] + sum[1]);
+                if lane == 0 {
+                    units[tile * 8 + w % 4] = top;
+                }
+            }
+        }
         // S = carry S + (feed input)^T keys
         #[unroll]
         for h in 0..hw {
@@ -589,7 +620,8 @@ pub(crate) fn ssd_walk<E: Float, N8: Size, N4: Size, N2: Size>(
                 #[unroll]
                 for r in 0..4usize {
                     let weight = if comptime!(r < 2) { w0 } else { w1 };
-                    let fed = Vector::<f32, N2>::cast_from(fx[r]) * weight;
+                    let value = Vector::<f32, N2>::cast_from(fx[r]);
+                    let fed = value * weight;
                     high[r] = Vector::<E, N2>::cast_from(fed);
                     if comptime!(walk.split_feed) {
                         low[r] = Vector::<E, N2>::cast_from(fed - Vector::<f32, N2>::cast_from(high[r]));
