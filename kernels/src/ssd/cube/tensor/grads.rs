@@ -56,37 +56,26 @@ fn sum_columns(first: f32, second: f32) -> f32 {
     sum + plane_shuffle_xor(sum, 2u32)
 }
 
-/// What one of ten lanes contributes to the units of a head: bounds of parts of `x` and of `dy`, or the unit of `S` or
-/// of `R`, see [`super::Stored`].
+/// The largest of a tile's four.
 #[cube]
-fn unit_part(units: &Array<f32>, dunits: &Array<f32>, tile: usize) -> f32 {
-    let lane = UNIT_POS_X as usize;
-    let mut part = 0.0f32;
-    if lane < 4 {
-        part = units[tile * 8 + lane];
-    } else if lane < 8 {
-        part = dunits[tile * 8 + lane - 4];
-    } else if lane == 8 {
-        part = units[tile * 8 + 4];
-    } else if lane == 9 {
-        part = dunits[tile * 8 + 4];
-    }
-    part
+fn largest<N4: Size>(tops: Vector<f32, N4>) -> f32 {
+    max(max(tops[0], tops[1]), max(tops[2], tops[3]))
 }
 
-/// Leaves in `sup` what `x` and `dy` are multiplied with, its inverses, and the units of `S` and `R`.
+/// A head's `x` and `dy` as float16 in units of their own, of whose largest magnitudes `tops` and `dtops` hold four parts.
 #[cube]
-fn set_units(sup: &mut SharedMemory<f32>, par: usize, part: f32) {
-    let lane = UNIT_POS_X as usize;
-    let pair = max(part, plane_shuffle_xor(part, 1u32));
-    let top = max(pair, plane_shuffle_xor(pair, 2u32));
-    let (up, unit) = unit_of(top);
-    if lane == 0 || lane == 4 {
-        sup[par * 8 + lane / 4] = up;
-        sup[par * 8 + 2 + lane / 4] = unit;
-    } else if lane == 8 || lane == 9 {
-        sup[par * 8 + lane - 4] = part;
-    }
+fn halve<E: Float, N8: Size, N4: Size>(
+    sx: &mut SharedMemory<Vector<E, N8>>,
+    sdy: &mut SharedMemory<Vector<E, N8>>,
+    base: usize,
+    tops: Vector<f32, N4>,
+    dtops: Vector<f32, N4>,
+    #[comptime] threads: usize,
+) {
+    let (up_x, _of_x) = unit_of(largest::<N4>(tops));
+    let (up_y, _of_y) = unit_of(largest::<N4>(dtops));
+    to_half::<E, N8>(sx, base, up_x, threads);
+    to_half::<E, N8>(sdy, base, up_y, threads);
 }
 
 /// What the kernel reads and writes; part of the compiled kernel.
@@ -103,15 +92,15 @@ pub(crate) struct GradsShape {
 }
 
 #[cube(launch_unchecked, fast_math = FastMath::all())]
-pub(crate) fn ssd_grads<E: Float, N8: Size, N2: Size>(
+pub(crate) fn ssd_grads<E: Float, N8: Size, N4: Size, N2: Size>(
     x: &Array<Vector<E, N8>>,
     dy: &Array<Vector<E, N8>>,
     b: &Array<Vector<E, N8>>,
     c: &Array<Vector<E, N8>>,
     states: &Array<Vector<E, N8>>,
     dstates: &Array<Vector<E, N8>>,
-    units: &Array<f32>,
-    dunits: &Array<f32>,
+    units: &Array<Vector<f32, N4>>,
+    dunits: &Array<Vector<f32, N4>>,
     delta: &Array<f32>,
     sums: &Array<f32>,
     ids: &Array<i32>,
@@ -158,8 +147,7 @@ pub(crate) fn ssd_grads<E: Float, N8: Size, N2: Size>(
     let mut sread = SharedMemory::<Vector<f32, N2>>::new_aligned(64usize, 16usize);
     let mut sfeed = SharedMemory::<Vector<f32, N2>>::new_aligned(64usize, 16usize);
     let mut scarry = SharedMemory::<f32>::new_aligned(2usize, 16usize);
-    // Units of a head (see `set_units`), and the one of a product of its dy and x, twice.
-    let mut sup = SharedMemory::<f32>::new_aligned(16usize, 16usize);
+    // What a product of a head's dy and x is in, twice.
     let mut sunit = SharedMemory::<f32>::new_aligned(2usize, 16usize);
     let mut sid = SharedMemory::<i32>::new_aligned(comptime!(if shape.ids { 64usize } else { 4usize }), 16usize);
     // Partial sums of a head, twice: pairs from before and to behind the chunk per plane, pairs inside per block.
@@ -249,43 +237,32 @@ pub(crate) fn ssd_grads<E: Float, N8: Size, N2: Size>(
     let mut gs = zeros::<N2>(comptime!(2 * rounds));
     let mut dgs = zeros::<N2>(comptime!(2 * rounds));
 
-    // Values of the coming head, two tokens a lane, and units of the one after it.
-    let mut c0 = 0.0f32;
-    let mut c1 = 0.0f32;
-    let mut d0 = 0.0f32;
-    let mut d1 = 0.0f32;
-    let mut part = 0.0f32;
-    if w == 0 {
-        let at = (bi * nh + head0) * lp + t0 as usize + 2 * lane;
-        c0 = sums[at];
-        c1 = sums[at + 1];
-        d0 = delta[at];
-        d1 = delta[at + 1];
-        part = unit_part(units, dunits, first_tile + head0);
-        set_units(&mut sup, 0usize, part);
-        if ratio > 1 {
-            part = unit_part(units, dunits, first_tile + head0 + 1);
-        }
-    }
     if comptime!(slots == 2) {
-        sync_cube();
         bar0.wait_parity(0u32);
-        to_half::<E, N8>(&mut sx, 0usize, sup[0], threads);
-        to_half::<E, N8>(&mut sdy, 0usize, sup[1], threads);
+        let tile = (first_tile + head0) * 2;
+        halve::<E, N8, N4>(&mut sx, &mut sdy, 0usize, units[tile], dunits[tile], threads);
     }
     for hi in 0..ratio {
         let par = (hi & 1u32) as usize;
         let slot = comptime!(if slots == 2 { 1usize } else { 0usize }) * par;
         let head = head0 + hi as usize;
         if w == 0 {
-            let ct = plane_broadcast(c1, 31u32);
+            let at = (bi * nh + head) * lp + t0 as usize + 2 * lane;
+            let c0 = sums[at];
+            let c1 = sums[at + 1];
             // x and dy are in units of their own, and so are the states that they meet.
-            let reads = sup[par * 8 + 4] * sup[par * 8 + 3];
-            let feeds = sup[par * 8 + 5] * sup[par * 8 + 2];
+            let tile = (first_tile + head) * 2;
+            let (_up_x, of_x) = unit_of(largest::<N4>(units[tile]));
+            let (_up_y, of_y) = unit_of(largest::<N4>(dunits[tile]));
+            let of_s = units[tile + 1][0];
+            let of_r = dunits[tile + 1][0];
+            let ct = plane_broadcast(c1, 31u32);
             let mut vs = Vector::<f32, N2>::new(c0);
             vs[1] = c1;
-            let mut vd = Vector::<f32, N2>::new(d0);
-            vd[1] = d1;
+            let mut vd = Vector::<f32, N2>::new(delta[at]);
+            vd[1] = delta[at + 1];
+            let reads = of_s * of_y;
+            let feeds = of_r * of_x;
             let mut vr = Vector::<f32, N2>::new(f32::exp(c0) * from0 * valid0 * reads);
             vr[1] = f32::exp(c1) * from1 * valid1 * reads;
             let mut vf = Vector::<f32, N2>::new(f32::exp(ct - c0) * to0 * feeds);
@@ -298,11 +275,8 @@ pub(crate) fn ssd_grads<E: Float, N8: Size, N2: Size>(
             sread[o] = vr;
             sfeed[o] = vf;
             if lane == 0 {
-                scarry[par] = f32::exp(ct) * through * sup[par * 8 + 4] * sup[par * 8 + 5];
-                sunit[par] = sup[par * 8 + 2] * sup[par * 8 + 3];
-            }
-            if hi + 1 < ratio {
-                set_units(&mut sup, 1 - par, part);
+                scarry[par] = f32::exp(ct) * through * of_s * of_r;
+                sunit[par] = of_x * of_y;
             }
         }
         sync_cube();
@@ -325,16 +299,6 @@ pub(crate) fn ssd_grads<E: Float, N8: Size, N2: Size>(
                 columns,
                 planes,
             );
-        }
-        if w == 0 && hi + 1 < ratio {
-            let at = (bi * nh + head + 1) * lp + t0 as usize + 2 * lane;
-            c0 = sums[at];
-            c1 = sums[at + 1];
-            d0 = delta[at];
-            d1 = delta[at + 1];
-            if hi + 2 < ratio {
-                part = unit_part(units, dunits, first_tile + head + 2);
-            }
         }
         if comptime!(slots == 2) {
             if hi + 1 < ratio {
@@ -371,8 +335,8 @@ pub(crate) fn ssd_grads<E: Float, N8: Size, N2: Size>(
                 let _t3 = bar0.arrive();
             }
             bar0.wait_parity(hi & 1u32);
-            to_half::<E, N8>(&mut sx, 0usize, sup[par * 8], threads);
-            to_half::<E, N8>(&mut sdy, 0usize, sup[par * 8 + 1], threads);
+            let tile = (first_tile + head) * 2;
+            halve::<E, N8, N4>(&mut sx, &mut sdy, 0usize, units[tile], dunits[tile], threads);
             sync_cube();
         }
         if hi == 0 {
@@ -575,8 +539,8 @@ pub(crate) fn ssd_grads<E: Float, N8: Size, N2: Size>(
                 } else {
                     bar0.wait_parity(phase);
                 }
-                to_half::<E, N8>(&mut sx, (1 - par) * TILE, sup[(1 - par) * 8], threads);
-                to_half::<E, N8>(&mut sdy, (1 - par) * TILE, sup[(1 - par) * 8 + 1], threads);
+                let tile = (first_tile + head + 1) * 2;
+                halve::<E, N8, N4>(&mut sx, &mut sdy, (1 - par) * TILE, units[tile], dunits[tile], threads);
             }
         } else {
             sync_cube();

@@ -136,7 +136,7 @@ impl Plan {
 struct Stored<R: CubeRuntime> {
     /// float16 `[b, c, h, p, n]`.
     states: CubeTensor<R>,
-    /// float32 `[b, c, h, 8]`: bounds of the magnitudes in four parts of the chunk's input, the state's unit, and three that nobody writes.
+    /// float32 `[b, c, h, 8]`: the largest magnitudes in four parts of the chunk's input, the state's unit, and three that nobody writes.
     units: CubeTensor<R>,
 }
 
@@ -333,6 +333,7 @@ pub(super) fn backward<R: CubeRuntime>(call: Call<R>, dy: Option<CubeTensor<R>>,
             CubeCount::Static((b * chunks) as u32, g as u32, 1),
             CubeDim::new_2d(32, (n / 16 * shape.parts) as u32),
             8,
+            4,
             2,
             x.arg(),
             dy.arg(),

@@ -89,14 +89,14 @@ pub(crate) fn narrow<E: Float, N2: Size>(left: &Array<Vector<f32, N2>>, right: &
     a
 }
 
-/// A bound of a tile's magnitudes -> the power of two to store it with as float16, and that to read it with (its inverse).
+/// Largest magnitude of a tile -> the power of two to store it with as float16, and that to read it with (its inverse).
 ///
 /// States that enter a chunk are kept so: three bits more than bf16 has, in the same space. The gradient of `a` is a sum over all
 /// tokens in which most cancels, and states in bf16 make its error about five times as large. What meets them in products
-/// is turned into float16 likewise, by [`to_half`]: of a bf16 value nothing is lost above 2^-22 of the bound.
+/// is turned into float16 likewise, by [`to_half`]: of a bf16 value nothing is lost above 2^-22 of the tile's largest.
 #[cube]
 pub(crate) fn unit_of(top: f32) -> (f32, f32) {
-    // Not so small that the inverse has none. The bound comes to lie between 2^14 and 2^15.
+    // Not so small that the inverse has none. The top comes to lie between 2^14 and 2^15.
     let exponent = max(u32::reinterpret(top) >> 23u32, 15u32);
     (f32::reinterpret((268u32 - exponent) << 23u32), f32::reinterpret((exponent - 14u32) << 23u32))
 }

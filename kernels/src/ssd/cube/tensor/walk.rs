@@ -52,7 +52,7 @@ pub(crate) struct Walk {
     pub init: bool,
     /// Write `out`.
     pub out: bool,
-    /// Write the state that enters each chunk, see [`unit_of`], and bounds of the magnitudes of the chunk's input.
+    /// Write the state that enters each chunk, see [`unit_of`], and the largest magnitudes of the chunk's input.
     pub dump: bool,
     /// Write the state that leaves every segment and how much of what entered it kept, not the last state alone.
     pub locals: bool,
@@ -120,7 +120,7 @@ pub(crate) fn ssd_walk<E: Float, N8: Size, N4: Size, N2: Size>(
     let mut sscale = SharedMemory::<Vector<f32, N2>>::new_aligned(comptime!(if walk.reverse { 2 * hw * hg * 32 } else { 8 }), 16usize);
     let mut scarry = SharedMemory::<f32>::new_aligned(comptime!(2 * hw * hg), 16usize);
     let mut sid = SharedMemory::<i32>::new_aligned(comptime!(if walk.ids { 128usize } else { 4usize }), 16usize);
-    // Bounds of the magnitudes in each plane's rows of the state that enters the chunk.
+    // Largest magnitude of each plane's rows of the state that enters the chunk.
     let mut stop = SharedMemory::<f32>::new_aligned(comptime!(if walk.dump { 2 * 4 * hw * hg } else { 4 }), 16usize);
     let bar0 = Barrier::shared(CUBE_DIM, UNIT_POS == 0);
     let bar1 = Barrier::shared(CUBE_DIM, UNIT_POS == 0);
@@ -294,16 +294,16 @@ pub(crate) fn ssd_walk<E: Float, N8: Size, N4: Size, N2: Size>(
         if comptime!(walk.dump) {
             #[unroll]
             for h in 0..hw {
-                // A sum is a bound of the largest, and adding is cheaper than comparing.
-                let mut sum0 = Vector::<f32, N2>::new(0.0f32);
-                let mut sum1 = Vector::<f32, N2>::new(0.0f32);
+                let mut top = 0.0f32;
                 #[unroll]
                 for j in 0..comptime!(n / 8) {
                     let s = st.index(comptime!(h * n / 8 + j));
-                    sum0 += s[0].abs();
-                    sum1 += s[1].abs();
+                    #[unroll]
+                    for r in 0..2usize {
+                        top = max(top, max(s[r][0].abs(), s[r][1].abs()));
+                    }
                 }
-                let top = plane_max((sum0[0] + sum0[1]) + (sum1[0] + sum1[1]));
+                let top = plane_max(top);
                 if lane == 0 {
                     stop[(par * hb + hl + h) * 4 + w % 4] = top;
                 }
@@ -576,25 +576,6 @@ pub(crate) fn ssd_walk<E: Float, N8: Size, N4: Size, N2: Size>(
                 }
             }
         }
-        if comptime!(walk.dump) {
-            #[unroll]
-            for h in 0..hw {
-                let tile = (bi * all_chunks as usize + (t0 / 64) as usize) * nh + h0 + hl + h;
-                let mut sum = Vector::<f32, N2>::new(0.0f32);
-                #[unroll]
-                for k in 0..4usize {
-                    let fx = load4::<E, N8, N2>(def, &sx, xbase + h * TILE + (k * 16 + rb) * 9 + pw + cb, true);
-                    #[unroll]
-                    for r in 0..4usize {
-                        sum += Vector::<f32, N2>::cast_from(fx[r]).abs();
-                    }
-                }
-                let top = plane_max(sum[0] + sum[1]);
-                if lane == 0 {
-                    units[tile * 8 + w % 4] = top;
-                }
-            }
-        }
         // S = carry S + (feed input)^T keys
         #[unroll]
         for h in 0..hw {
@@ -605,6 +586,11 @@ pub(crate) fn ssd_walk<E: Float, N8: Size, N4: Size, N2: Size>(
                 c[0] = c[0] * ev;
                 c[1] = c[1] * ev;
             }
+        }
+        let mut tops = Array::<f32>::new(hw);
+        #[unroll]
+        for h in 0..hw {
+            tops[h] = 0.0f32;
         }
         #[unroll]
         for k in 0..4usize {
@@ -621,6 +607,9 @@ pub(crate) fn ssd_walk<E: Float, N8: Size, N4: Size, N2: Size>(
                 for r in 0..4usize {
                     let weight = if comptime!(r < 2) { w0 } else { w1 };
                     let value = Vector::<f32, N2>::cast_from(fx[r]);
+                    if comptime!(walk.dump) {
+                        tops[h] = max(tops[h], max(value[0].abs(), value[1].abs()));
+                    }
                     let fed = value * weight;
                     high[r] = Vector::<E, N2>::cast_from(fed);
                     if comptime!(walk.split_feed) {
@@ -641,6 +630,16 @@ pub(crate) fn ssd_walk<E: Float, N8: Size, N4: Size, N2: Size>(
                         multiply::<E, N2>(def, lw.index(h), &fb, 0usize, st.index_mut(comptime!(h * n / 8 + 2 * j)));
                         multiply::<E, N2>(def, lw.index(h), &fb, 1usize, st.index_mut(comptime!(h * n / 8 + 2 * j + 1)));
                     }
+                }
+            }
+        }
+        if comptime!(walk.dump) {
+            #[unroll]
+            for h in 0..hw {
+                let tile = (bi * all_chunks as usize + (t0 / 64) as usize) * nh + h0 + hl + h;
+                let top = plane_max(tops[h]);
+                if lane == 0 {
+                    units[tile * 8 + w % 4] = top;
                 }
             }
         }
