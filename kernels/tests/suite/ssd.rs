@@ -606,6 +606,34 @@ fn tensor_cores_take_states_of_any_magnitude() {
     }
 }
 
+/// Tokens behind the end of a row have no say in the units of its last chunk.
+#[cfg(feature = "cuda")]
+#[test]
+fn tensor_cores_are_not_misled_by_what_stands_behind_a_row() {
+    if !tensor_cores() {
+        println!("skipped: no tensor cores");
+        return;
+    }
+    let (l, real) = (100, 70);
+    let ids = (0..l).map(|t| if t < real { 0 } else { -1 }).collect();
+    let case = SsdCase { segments: Some(Ids(ids, vec![0])), ..tensor_case(l, 2, 1, 64).bare() };
+    let inputs = Bag(case.inputs().0.iter().map(|(name, v)| (*name, tensor::<Plain>(v))).collect());
+    let dy = tensor::<Plain>(&Rng::new(6).uniform(-1.0, 1.0, l * 2 * 64)).reshape([1, l, 2, 64]);
+    let run = |behind: f32| {
+        let factors: Vec<f64> = (0..l).map(|t| if t < real { 1.0 } else { f64::from(behind) }).collect();
+        let factors = tensor::<Plain>(&factors).reshape([1, l, 1, 1]);
+        let mut args = case.args(&inputs, (0, l), None, DType::F32);
+        args.x = (args.x * factors.clone()).cast(DType::BF16);
+        (args.b, args.c) = (args.b.cast(DType::BF16), args.c.cast(DType::BF16));
+        let grads = Plain::ssd_backward(args, Some((dy.clone() * factors).cast(DType::BF16)), None).expect("tensor cores");
+        [values(grads.x), values(grads.b), values(grads.c), values(grads.dt), values(grads.a)]
+    };
+    let (plain, misled) = (run(0.0), run(2f32.powi(60)));
+    for (name, (got, want)) in ["x", "b", "c", "dt", "a"].iter().zip(misled.iter().zip(&plain)) {
+        assert!(want.iter().any(|v| *v != 0.0) && got == want, "gradient of {name}");
+    }
+}
+
 #[cfg(feature = "cuda")]
 #[test]
 #[ignore = "minutes on an emulated GPU"]

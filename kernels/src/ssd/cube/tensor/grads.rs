@@ -62,20 +62,22 @@ fn largest<N4: Size>(tops: Vector<f32, N4>) -> f32 {
     max(max(tops[0], tops[1]), max(tops[2], tops[3]))
 }
 
-/// A head's `x` and `dy` as float16 in units of their own, of whose largest magnitudes `tops` and `dtops` hold four parts.
+/// A head's `x` and `dy` as float16 in units of their own, of whose largest magnitudes `tops` and `dtops` hold four parts. Behind `rows`
+/// there may be anything.
 #[cube]
 fn halve<E: Float, N8: Size, N4: Size>(
     sx: &mut SharedMemory<Vector<E, N8>>,
     sdy: &mut SharedMemory<Vector<E, N8>>,
     base: usize,
+    rows: u32,
     tops: Vector<f32, N4>,
     dtops: Vector<f32, N4>,
     #[comptime] threads: usize,
 ) {
     let (up_x, _of_x) = unit_of(largest::<N4>(tops));
     let (up_y, _of_y) = unit_of(largest::<N4>(dtops));
-    to_half::<E, N8>(sx, base, up_x, threads);
-    to_half::<E, N8>(sdy, base, up_y, threads);
+    to_half::<E, N8>(sx, base, rows, up_x, threads);
+    to_half::<E, N8>(sdy, base, rows, up_y, threads);
 }
 
 /// What the kernel reads and writes; part of the compiled kernel.
@@ -187,6 +189,7 @@ pub(crate) fn ssd_grads<E: Float, N8: Size, N4: Size, N2: Size>(
     if comptime!(shape.ids) {
         length = rows[bi * 2] as u32;
     }
+    let real_rows = select(length > t0, length - t0, 0u32);
     let head0 = group * ratio as usize;
     let first_tile = (bi * all_chunks as usize + chunk as usize) * nh;
     let srow0 = first_tile * 64 * nv;
@@ -240,7 +243,7 @@ pub(crate) fn ssd_grads<E: Float, N8: Size, N4: Size, N2: Size>(
     if comptime!(slots == 2) {
         bar0.wait_parity(0u32);
         let tile = (first_tile + head0) * 2;
-        halve::<E, N8, N4>(&mut sx, &mut sdy, 0usize, units[tile], dunits[tile], threads);
+        halve::<E, N8, N4>(&mut sx, &mut sdy, 0usize, real_rows, units[tile], dunits[tile], threads);
     }
     for hi in 0..ratio {
         let par = (hi & 1u32) as usize;
@@ -336,7 +339,7 @@ pub(crate) fn ssd_grads<E: Float, N8: Size, N4: Size, N2: Size>(
             }
             bar0.wait_parity(hi & 1u32);
             let tile = (first_tile + head) * 2;
-            halve::<E, N8, N4>(&mut sx, &mut sdy, 0usize, units[tile], dunits[tile], threads);
+            halve::<E, N8, N4>(&mut sx, &mut sdy, 0usize, real_rows, units[tile], dunits[tile], threads);
             sync_cube();
         }
         if hi == 0 {
@@ -540,7 +543,7 @@ pub(crate) fn ssd_grads<E: Float, N8: Size, N4: Size, N2: Size>(
                     bar0.wait_parity(phase);
                 }
                 let tile = (first_tile + head + 1) * 2;
-                halve::<E, N8, N4>(&mut sx, &mut sdy, (1 - par) * TILE, units[tile], dunits[tile], threads);
+                halve::<E, N8, N4>(&mut sx, &mut sdy, (1 - par) * TILE, real_rows, units[tile], dunits[tile], threads);
             }
         } else {
             sync_cube();

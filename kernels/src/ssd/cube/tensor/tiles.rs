@@ -101,14 +101,22 @@ pub(crate) fn unit_of(top: f32) -> (f32, f32) {
     (f32::reinterpret((268u32 - exponent) << 23u32), f32::reinterpret((exponent - 14u32) << 23u32))
 }
 
-/// Turns a `[64][64]` tile into float16, times `by`.
+/// Turns a `[64][64]` tile into float16, times `by`; rows from `rows` on are zeros.
 #[cube]
-pub(crate) fn to_half<E: Float, N8: Size>(tile: &mut SharedMemory<Vector<E, N8>>, base: usize, by: f32, #[comptime] threads: usize) {
+pub(crate) fn to_half<E: Float, N8: Size>(
+    tile: &mut SharedMemory<Vector<E, N8>>,
+    base: usize,
+    rows: u32,
+    by: f32,
+    #[comptime] threads: usize,
+) {
     #[unroll]
     for i in 0..comptime!(64 * PV / threads) {
         let index = UNIT_POS as usize + i * threads;
-        let at = base + index / PV * comptime!(PV + 1) + index % PV;
-        let value = Vector::<f32, N8>::cast_from(tile[at]) * Vector::<f32, N8>::new(by);
+        let row = index / PV;
+        let at = base + row * comptime!(PV + 1) + index % PV;
+        let own = select((row as u32) < rows, by, 0.0f32);
+        let value = Vector::<f32, N8>::cast_from(tile[at]) * Vector::<f32, N8>::new(own);
         tile[at] = Vector::<E, N8>::reinterpret(Vector::<f16, N8>::cast_from(value));
     }
 }

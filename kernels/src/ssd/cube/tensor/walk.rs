@@ -608,7 +608,15 @@ pub(crate) fn ssd_walk<E: Float, N8: Size, N4: Size, N2: Size>(
                     let weight = if comptime!(r < 2) { w0 } else { w1 };
                     let value = Vector::<f32, N2>::cast_from(fx[r]);
                     if comptime!(walk.dump) {
-                        tops[h] = max(tops[h], max(value[0].abs(), value[1].abs()));
+                        let mut one = value[0].abs();
+                        let mut other = value[1].abs();
+                        if comptime!(walk.ids) {
+                            // What stands behind the row has no say.
+                            let token = t0 + comptime!((k * 16 + r / 2 * 8) as u32) + 2 * t as u32;
+                            one = select(token < length, one, 0.0f32);
+                            other = select(token + 1 < length, other, 0.0f32);
+                        }
+                        tops[h] = max(tops[h], max(one, other));
                     }
                     let fed = value * weight;
                     high[r] = Vector::<E, N2>::cast_from(fed);
