@@ -28,7 +28,7 @@ pub use error::{
 };
 pub use forward::{prefill_chunk, read_prompts};
 pub use generate::{Finish, GenerateOptions, Generated, Piece, Row, Timings, generate, prompt_ids};
-pub use hub::{Files, HubOptions, Progress, RemoteFile, RepoId, Resolved, remote_headers, resolve};
+pub use hub::{DataSet, Files, HubOptions, Progress, RemoteFile, RepoId, RepoKind, Resolved, SplitFiles, remote_headers, resolve};
 pub use sampling::{Sampler, Sampling};
 pub use score::{Score, ScoreInput, ScoreOptions, score};
 pub use snapshot::Snapshot;

@@ -148,7 +148,7 @@ pub enum HubError {
         token: bool,
     },
     /// 404 on the repository at this revision.
-    #[error("{repo} has no revision `{revision}`, or there is no such model (404): see {page}")]
+    #[error("{repo} has no revision `{revision}`, or there is no such repository (404): see {page}")]
     NotFound {
         /// The repository.
         repo: String,
@@ -206,6 +206,31 @@ pub enum HubError {
         cache: PathBuf,
         /// The files that are not there.
         missing: String,
+    },
+    /// The data set exists and lacks what was asked for.
+    #[error("data set {repo}: no Parquet or JSON lines of {wanted} on {places}; there are: {found}")]
+    NoSplit {
+        /// The repository.
+        repo: String,
+        /// Configuration and split.
+        wanted: String,
+        /// The branches looked at.
+        places: String,
+        /// Configurations and splits that are there.
+        found: String,
+    },
+    /// Offline, and the split is not in the cache.
+    #[error(
+        "offline, and {wanted} of the data set {repo} is not complete in {}: run the same command once without --offline and HF_HUB_OFFLINE, which fetches it",
+        cache.display()
+    )]
+    OfflineSplit {
+        /// The repository.
+        repo: String,
+        /// Configuration and split.
+        wanted: String,
+        /// The cache folder looked in.
+        cache: PathBuf,
     },
     /// The server's answer makes no sense for a model hub.
     #[error("{endpoint} answered with {what}: is HF_ENDPOINT a Hugging Face hub?")]

@@ -32,6 +32,11 @@ impl Snapshot {
         Self { commit: commit.to_string(), dir: repo.folder(cache).join("snapshots").join(commit) }
     }
 
+    /// The commit.
+    pub(super) fn commit(&self) -> &str {
+        &self.commit
+    }
+
     /// Where a file is, if it is there.
     pub(super) fn path(&self, file: &str) -> PathBuf {
         self.dir.join(file)

@@ -1,9 +1,10 @@
-//! From `DIR` or `org/name[@revision]` to a local directory of model files.
+//! From `DIR` or `org/name[@revision]` to a local directory of model files; from `org/name` to the files of a data set's split (`dataset.rs`).
 //!
 //! Files live in the cache that Python's `huggingface_hub` uses, in its layout: a model fetched by either is there for
 //! both. Transfers go through the `hf-hub` crate; `transfer.rs` says which of its habits are corrected.
 
 mod cache;
+mod dataset;
 mod options;
 mod remote;
 mod transfer;
@@ -11,7 +12,8 @@ mod weights;
 
 use std::path::{Path, PathBuf};
 
-pub use options::{HubOptions, RepoId};
+pub use dataset::{DataSet, SplitFiles};
+pub use options::{HubOptions, RepoId, RepoKind};
 pub use remote::{RemoteFile, remote_headers};
 
 use crate::checkpoint::is_megatron;
@@ -127,7 +129,7 @@ fn online(repo: RepoId, files: Files, options: &HubOptions, progress: &mut dyn P
         Ok(())
     };
     let missing = |file: &str| -> Error {
-        let RepoId { id, revision } = repo.clone();
+        let RepoId { id, revision, .. } = repo.clone();
         HubError::MissingFile { repo: id, revision, file: file.to_string(), found: listing.summary() }.into()
     };
     let kind = Kind::of(|file| listing.has(file)).ok_or_else(|| missing("config.json"))?;

@@ -2,10 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-/// How models are found and fetched.
+use hf_hub::RepoType;
+
+/// How models and data sets are found and fetched.
 #[derive(Clone)]
 pub struct HubOptions {
-    /// The cache shared with Python: `models--org--name/{blobs,refs,snapshots}` below it.
+    /// The cache shared with Python: `models--org--name/{blobs,refs,snapshots}` and `datasets--org--name/..` below it.
     pub cache: PathBuf,
     /// The server, without a slash at the end.
     pub endpoint: String,
@@ -61,8 +63,8 @@ impl HubOptions {
     }
 
     /// The page of a repository, for error messages.
-    pub(super) fn page(&self, id: &str) -> String {
-        format!("{}/{id}", self.endpoint)
+    pub(super) fn page(&self, repo: &RepoId) -> String {
+        format!("{}/{}{}", self.endpoint, if repo.kind == RepoKind::DataSet { "datasets/" } else { "" }, repo.id)
     }
 }
 
@@ -82,9 +84,29 @@ fn expand_home(path: &str) -> PathBuf {
     }
 }
 
-/// A model on the hub.
+/// What a repository of the hub holds; models and data sets of one name are two repositories.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RepoKind {
+    /// A model.
+    Model,
+    /// A data set.
+    DataSet,
+}
+
+impl RepoKind {
+    pub(super) fn for_hub(self) -> RepoType {
+        match self {
+            Self::Model => RepoType::Model,
+            Self::DataSet => RepoType::Dataset,
+        }
+    }
+}
+
+/// A model or a data set on the hub.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RepoId {
+    /// Which of the two.
+    pub kind: RepoKind,
     /// `org/name`.
     pub id: String,
     /// Branch, tag or commit.
@@ -92,7 +114,7 @@ pub struct RepoId {
 }
 
 impl RepoId {
-    /// Parses `org/name[@revision]`; the error says what is wrong with it.
+    /// Parses `org/name[@revision]` of a model; the error says what is wrong with it.
     pub fn parse(name: &str) -> Result<Self, String> {
         let (id, revision) = name.split_once('@').unwrap_or((name, "main"));
         let plain =
@@ -110,12 +132,16 @@ impl RepoId {
         if !plain(revision, "/") || segments.clone().any(|s| s.is_empty() || s.starts_with('.')) {
             return Err(format!("`{revision}` cannot be a branch, tag or commit"));
         }
-        Ok(Self { id: id.to_string(), revision: revision.to_string() })
+        Ok(Self { kind: RepoKind::Model, id: id.to_string(), revision: revision.to_string() })
     }
 
     /// The folder of the repository in the cache.
     pub(super) fn folder(&self, cache: &Path) -> PathBuf {
-        cache.join(format!("models--{}", self.id.replace('/', "--")))
+        let kind = match self.kind {
+            RepoKind::Model => "models",
+            RepoKind::DataSet => "datasets",
+        };
+        cache.join(format!("{kind}--{}", self.id.replace('/', "--")))
     }
 }
 

@@ -52,7 +52,7 @@ pub fn remote_headers(repo: &RepoId, options: &HubOptions) -> Result<Vec<RemoteF
 
 fn cached(repo: &RepoId, options: &HubOptions) -> Result<Vec<RemoteFile>> {
     let missing = |files: String| {
-        let RepoId { id, revision } = repo.clone();
+        let RepoId { id, revision, .. } = repo.clone();
         Error::from(HubError::Offline { repo: id, revision, cache: options.cache.clone(), missing: files })
     };
     let Some(snapshot) = Snapshot::find(repo, &options.cache) else { return Err(missing("everything".into())) };
@@ -130,7 +130,7 @@ fn weights(transfer: &Transfer, listing: &Listing, repo: &RepoId, snapshot: &Sna
         _ => vec![],
     };
     if found.is_empty() {
-        let RepoId { id, revision } = repo.clone();
+        let RepoId { id, revision, .. } = repo.clone();
         return Err(HubError::MissingFile { repo: id, revision, file: weights::expected(), found: listing.summary() }.into());
     }
     Ok(found)

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
-use hf_hub::{Cache, Repo, RepoType};
+use hf_hub::{Cache, Repo};
 
 use super::cache::is_commit;
 use super::{HubOptions, Progress, RepoId};
@@ -89,7 +89,7 @@ impl<'a> Transfer<'a> {
     }
 
     fn at(&self, revision: &str) -> ApiRepo {
-        self.api.repo(Repo::with_revision(self.repo.id.clone(), RepoType::Model, revision.to_string()))
+        self.api.repo(Repo::with_revision(self.repo.id.clone(), self.repo.kind.for_hub(), revision.to_string()))
     }
 
     fn protocol(&self, what: String) -> Error {
@@ -111,7 +111,7 @@ impl<'a> Transfer<'a> {
 
     fn ask_listing(&self) -> Result<hf_hub::api::RepoInfo, Failure> {
         let token = self.options.token.is_some();
-        let page = self.options.page(&self.repo.id);
+        let page = self.options.page(self.repo);
         self.at(&self.repo.revision).info().map_err(|error| match status(&error) {
             Some(404) => {
                 Failure::Final(HubError::NotFound { repo: self.repo.id.clone(), revision: self.repo.revision.clone(), page }.into())
@@ -128,7 +128,7 @@ impl<'a> Transfer<'a> {
     /// Brings one file of the listed commit into the cache.
     pub(super) fn fetch(&self, listing: &Listing, file: &str, progress: &mut dyn Progress) -> Result<()> {
         if !listing.has(file) {
-            let RepoId { id, revision } = self.repo.clone();
+            let RepoId { id, revision, .. } = self.repo.clone();
             return Err(HubError::MissingFile { repo: id, revision, file: file.to_string(), found: listing.summary() }.into());
         }
         self.retry(progress, |progress| self.try_fetch(listing, file, progress))
@@ -237,7 +237,7 @@ impl<'a> Transfer<'a> {
         match status(&error) {
             Some(404) => return Failure::Final(gone().into()),
             Some(status @ (401 | 403)) => {
-                let (page, token) = (self.options.page(&self.repo.id), self.options.token.is_some());
+                let (page, token) = (self.options.page(self.repo), self.options.token.is_some());
                 return Failure::Final(HubError::Gated { repo, file: file.to_string(), status, page, token }.into());
             }
             Some(status) if status < 500 && !matches!(status, 408 | 416 | 429) => {

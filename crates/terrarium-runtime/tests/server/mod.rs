@@ -61,9 +61,11 @@ struct State {
     cut: bool,
     /// Bytes that the connections took.
     sent: usize,
+    /// Whether it has the branch of data sets that were converted.
+    converted: bool,
 }
 
-/// Serves `org/stories` until dropped (its thread ends with the process).
+/// Serves the model and the data set `org/stories`, of the same files, until dropped (its thread ends with the process).
 pub struct HubServer {
     port: u16,
     state: Arc<Mutex<State>>,
@@ -88,7 +90,8 @@ impl HubServer {
         }
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let port = listener.local_addr().expect("bound").port();
-        let state = Arc::new(Mutex::new(State { files, fault: Fault::None, log: vec![], contents: 0, cut: false, sent: 0 }));
+        let state =
+            Arc::new(Mutex::new(State { files, fault: Fault::None, log: vec![], contents: 0, cut: false, sent: 0, converted: true }));
         let shared = state.clone();
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
@@ -127,6 +130,11 @@ impl HubServer {
 
     pub fn add(&self, name: &str, bytes: &[u8]) {
         self.state().files.insert(name.into(), bytes.to_vec());
+    }
+
+    /// Nobody has converted the data set.
+    pub fn unconverted(&self) {
+        self.state().converted = false;
     }
 
     pub fn etag(&self, name: &str) -> String {
@@ -210,7 +218,7 @@ fn plain(status: &str, headers: &[(&str, String)], body: &[u8]) -> Vec<u8> {
 fn commit_of(revision: &str) -> Option<&'static str> {
     match revision {
         "main" | COMMIT => Some(COMMIT),
-        "v1" | "refs/pr/1" | OTHER_COMMIT => Some(OTHER_COMMIT),
+        "v1" | "refs/pr/1" | "refs/convert/parquet" | OTHER_COMMIT => Some(OTHER_COMMIT),
         _ => None,
     }
 }
@@ -221,6 +229,10 @@ fn respond(state: &mut State, path: &str, range: Option<&str>, port: u16) -> Vec
         return plain("200 OK", &[("Content-Type", "text/html".into())], b"<html>welcome</html>");
     }
     let path = &path.replace("%2F", "/");
+    if path.contains("refs/convert/parquet") && (!state.converted || path.contains("/models/")) {
+        return missing();
+    }
+    let path = &path.replacen("/api/datasets/", "/api/models/", 1).replacen("/datasets/", "/", 1);
     if let Some(revision) = path.strip_prefix("/api/models/org/stories/revision/") {
         if matches!(state.fault, Fault::Private) {
             return plain("401 Unauthorized", &[], b"");
