@@ -105,7 +105,13 @@ impl Failure {
             Self::Config(ConfigError::UnknownModelType { .. }) => "`terrarium inspect` reads the same families that `generate` runs",
             Self::Train(TrainError::Config(train::ConfigError::Toml(_))) => "`terrarium help train` shows an example",
             Self::Eval(EvalError::Task(TaskError::NoData { .. })) => {
-                "one document per line, in the fields of the data set on the hub; `terrarium help eval` names the files"
+                "without --data the data sets are taken from the hub; `terrarium help eval` names the files"
+            }
+            Self::Eval(EvalError::Task(TaskError::Parquet { .. })) => {
+                "a file of the hub's cache is fetched again once it is removed; one of your own has to be written or copied again"
+            }
+            Self::Eval(EvalError::Task(TaskError::Codec { .. })) => {
+                "write it again: in Python, pyarrow.parquet.write_table(pyarrow.parquet.read_table(FILE), OUT)"
             }
             Self::Eval(EvalError::Task(TaskError::NoTokenizer))
             | Self::Runtime(runtime::Error::Tokenizer(runtime::TokenizerError::None)) => {

@@ -116,7 +116,13 @@ impl EvalError {
                 | Self::FolderTaken { .. }
                 | Self::RecipeChanged { .. }
                 | Self::Architecture { .. }
-                | Self::Task(TaskError::Unknown { .. } | TaskError::NoData { .. } | TaskError::Shots { .. } | TaskError::NoRoom { .. })
+                | Self::Task(
+                    TaskError::Unknown { .. }
+                        | TaskError::NoData { .. }
+                        | TaskError::OneFile { .. }
+                        | TaskError::Shots { .. }
+                        | TaskError::NoRoom { .. }
+                )
         )
     }
 

@@ -12,4 +12,4 @@ pub mod timing;
 
 pub use error::EvalError;
 pub use experiment::{Event, Options, Outcome, Recipe, Summary, Watch, recipe_names, run};
-pub use tasks::{EvalOptions, EvalOutcome, TaskError, evaluate, task_names};
+pub use tasks::{Data, EvalOptions, EvalOutcome, Questions, TaskError, evaluate, task_names};

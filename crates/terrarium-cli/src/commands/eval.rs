@@ -6,29 +6,32 @@ use clap::Args;
 use indicatif::ProgressBar;
 use serde_json::Value;
 use terrarium::eval::tasks::Progress;
-use terrarium::eval::{EvalOptions, EvalOutcome, evaluate};
+use terrarium::eval::{Data, EvalOptions, EvalOutcome, Questions, evaluate};
 use terrarium::kernels::TrainBackend;
 use terrarium::kernels::backend::{BackendTask, with_backend};
 use terrarium::runtime::Loaded;
+use terrarium::train::StopFlag;
 
 use crate::args::{ComputeArgs, DtypeArgs, TokenizerArgs};
 use crate::commands::train::quoted;
 use crate::console::Console;
 use crate::failure::Failure;
 use crate::model::{self, ModelArgs, Source};
+use crate::progress::Downloads;
 use crate::{interrupt, output, progress};
 
 /// Ask a model the questions of standard tasks.
 ///
 /// Prompts, tokenisation and metrics are those of lm-evaluation-harness, and so is the JSON. Tasks: lambada_openai, hellaswag, piqa, arc_easy, arc_challenge,
 /// winogrande, openbookqa, boolq, race, pubmedqa, truthfulqa_mc1, truthfulqa_mc2, nq_open, triviaqa, squadv2, mmlu, and of mmlu a field (mmlu_stem) or a
-/// subject (mmlu_anatomy). Documents are local: DIR/TASK.jsonl, one per line in the fields of the data set on the hub (`to_json` of Python's datasets
-/// writes it), and DIR/TASK.train.jsonl for examples; truthfulqa.jsonl for both of its tasks; mmlu.jsonl and mmlu.dev.jsonl, or mmlu/test/SUBJECT_test.csv and
-/// mmlu/dev/SUBJECT_dev.csv. The forms of llm-foundry (mosaic/), PIQA's own files and llama.cpp's HellaSwag text are read too; the
-/// last no longer says where a second sentence begins, which the harness starts with a capital.
+/// subject (mmlu_anatomy). Documents are those of the data sets on the Hugging Face hub that the harness names, through the shared cache. With --data they are
+/// local, and the hub is not asked: DIR/TASK.jsonl, one per line in the fields of the data set, or DIR/TASK.parquet, and DIR/TASK.train.jsonl or
+/// DIR/TASK.train.parquet for examples; truthfulqa.jsonl for both of its tasks; mmlu.jsonl and mmlu.dev.jsonl, or mmlu/test/SUBJECT_test.csv and
+/// mmlu/dev/SUBJECT_dev.csv. A copy of the data set's repository is read as well (DIR/allenai/ai2_arc/), and so are the forms of llm-foundry (mosaic/), PIQA's
+/// own files and llama.cpp's HellaSwag text; the last no longer says where a second sentence begins, which the harness starts with a capital.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  terrarium eval --model state-spaces/mamba2-130m --tokenizer EleutherAI/gpt-neox-20b --tasks lambada_openai,piqa --data eval --out runs/eval"
+    after_help = "Examples:\n  terrarium eval --model state-spaces/mamba2-130m --tokenizer EleutherAI/gpt-neox-20b --tasks lambada_openai,piqa --out runs/eval\n  terrarium eval --tasks arc_easy --data test-00000-of-00001.parquet"
 )]
 pub struct Arguments {
     #[command(flatten)]
@@ -38,9 +41,9 @@ pub struct Arguments {
     /// Tasks, with commas between them.
     #[arg(short, long, value_delimiter = ',', required = true, value_name = "NAME")]
     tasks: Vec<String>,
-    /// Directory of the documents.
-    #[arg(short, long, value_name = "DIR")]
-    data: PathBuf,
+    /// Directory of the documents, or the one file of a task's [default: data sets of the Hugging Face hub].
+    #[arg(short, long, value_name = "DIR|FILE")]
+    data: Option<PathBuf>,
     /// Examples before each question.
     #[arg(long, default_value_t = 0, value_name = "K")]
     num_fewshot: usize,
@@ -75,9 +78,9 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments, console: &Console) -> Result<(), Failure> {
     model::prepare(&arguments.compute)?;
     let source = arguments.model.source(&arguments.tokenizer, console)?;
-    let options = EvalOptions {
+    let mut options = EvalOptions {
         tasks: arguments.tasks.clone(),
-        data: arguments.data.clone(),
+        data: arguments.data.clone().map_or_else(|| Data::Hub(arguments.model.hub.options()), Data::Local),
         num_fewshot: arguments.num_fewshot,
         limit: arguments.limit,
         max_length: arguments.max_length,
@@ -86,9 +89,12 @@ pub fn run(arguments: &Arguments, console: &Console) -> Result<(), Failure> {
         out_dir: arguments.out.clone(),
         resume: arguments.resume,
         model: arguments.model.model.clone().unwrap_or_else(|| source.dir.display().to_string()),
-        stop: interrupt::graceful()?,
+        stop: StopFlag::new(),
     };
-    match with_backend(&arguments.compute.device, Task { arguments, console, options, source: &source })?? {
+    // Before the model is loaded: what is wrong with tasks or data is known in a moment. Downloads end with Ctrl-C at once.
+    let questions = Questions::read(&options, &mut Downloads::new(console))?;
+    options.stop = interrupt::graceful()?;
+    match with_backend(&arguments.compute.device, Task { arguments, console, options, questions, source: &source })?? {
         EvalOutcome::Finished(results) if arguments.json => output::json(&results),
         EvalOutcome::Finished(results) => table(&results),
         EvalOutcome::Interrupted { answered, questions } => {
@@ -125,6 +131,7 @@ struct Task<'a> {
     arguments: &'a Arguments,
     console: &'a Console,
     options: EvalOptions,
+    questions: Questions,
     source: &'a Source,
 }
 
@@ -132,12 +139,12 @@ impl BackendTask for Task<'_> {
     type Output = Result<EvalOutcome, Failure>;
 
     fn run<B: TrainBackend>(self, device: &B::Device) -> Self::Output {
-        let Self { arguments, console, options, source } = self;
+        let Self { arguments, console, options, questions, source } = self;
         let loaded = model::load::<B::InnerBackend>(source, arguments.dtype.dtype.into(), &arguments.model.hub, console, device)?;
         let Loaded { model, config, tokenizer, .. } = &loaded;
         model::require_fused::<B::InnerBackend>(config, loaded.dtype)?;
         let mut bar = Bar { console, bar: ProgressBar::hidden() };
-        let outcome = evaluate(model, config, tokenizer.as_ref(), &options, &mut bar, device);
+        let outcome = evaluate(model, config, tokenizer.as_ref(), questions, &options, &mut bar, device);
         bar.bar.finish_and_clear();
         Ok(outcome?)
     }

@@ -1,4 +1,4 @@
-//! A loopback hub that serves folders as `org/NAME`.
+//! A loopback hub that serves folders as the models `org/NAME` and the data sets `datasets/org/NAME`.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
-/// Files by `org/NAME/FILE`.
+/// Files by `org/NAME/FILE`, of data sets by `datasets/org/NAME/FILE`.
 type Files = BTreeMap<String, Vec<u8>>;
 
 /// Serves until the process ends.
@@ -78,7 +78,9 @@ fn serve(mut stream: TcpStream, files: &Files, sent: &AtomicUsize) -> std::io::R
 }
 
 fn respond(path: &str, range: Option<(usize, usize)>, files: &Files, sent: &AtomicUsize) -> Vec<u8> {
-    if let Some((name, _)) = path.strip_prefix("/api/models/").and_then(|rest| rest.split_once("/revision/")) {
+    // As in the addresses of files, `datasets/` belongs to the name.
+    let asked = path.strip_prefix("/api/").map(|rest| rest.strip_prefix("models/").unwrap_or(rest));
+    if let Some((name, _)) = asked.and_then(|rest| rest.split_once("/revision/")) {
         let prefix = format!("{name}/");
         let names: Vec<String> =
             files.keys().filter_map(|file| file.strip_prefix(&prefix)).map(|file| format!(r#"{{"rfilename": "{file}"}}"#)).collect();

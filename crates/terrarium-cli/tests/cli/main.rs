@@ -2,6 +2,7 @@
 
 mod basics;
 mod common;
+mod datasets;
 mod experiments;
 mod hub;
 mod hub_server;

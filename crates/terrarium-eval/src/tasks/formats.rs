@@ -5,39 +5,28 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::{Doc, Form, MMLU, Task, TaskError, csv, literal};
+use super::rows::{self, read, unusable};
+use super::{Doc, Form, Task, TaskError, csv, literal};
 use crate::EvalError;
 
-/// The first of `names` that is a file in `dir`.
-pub(crate) fn find(dir: &Path, names: &[&str]) -> Option<PathBuf> {
-    names.iter().map(|name| dir.join(name)).find(|path| path.is_file())
-}
-
-/// All documents of a task.
-pub(crate) fn documents(task: &Task, path: &Path) -> Result<Vec<Doc>, EvalError> {
-    let text = read(path)?;
-    if path.extension().is_some_and(|ending| ending == "txt") {
-        return Ok(six_lines(&text, path)?);
+/// All documents of a task, of one file or of several one after another.
+pub(crate) fn documents(task: &Task, paths: &[PathBuf]) -> Result<Vec<Doc>, EvalError> {
+    if let [path] = paths
+        && path.extension().is_some_and(|ending| ending == "txt")
+    {
+        return Ok(six_lines(&read(path)?, path)?);
     }
     // Labels of PIQA lie beside its questions.
-    let labels = path.with_file_name("valid-labels.lst");
-    let labels = if task.name == "piqa" && labels.is_file() { Some(read(&labels)?) } else { None };
+    let labels = paths.first().map(|path| path.with_file_name("valid-labels.lst")).filter(|path| task.name == "piqa" && path.is_file());
+    let labels = labels.map(|path| read(&path)).transpose()?;
     let mut labels = labels.iter().flat_map(|text| text.lines());
     let mut found = Vec::new();
-    for (i, line) in text.lines().filter(|line| !line.trim().is_empty()).enumerate() {
-        let fail = |reason: String| TaskError::Document { path: path.to_path_buf(), number: i + 1, reason };
-        let value: Value = serde_json::from_str(line).map_err(|error| fail(error.to_string()))?;
+    rows::each(paths, |row| {
         let label = labels.next().map(str::trim);
-        found.push(document(task, &value, label).map_err(|field| fail(format!("no usable `{field}`")))?);
-    }
-    if found.is_empty() {
-        return Err(TaskError::Document { path: path.to_path_buf(), number: 1, reason: "the file holds none".into() }.into());
-    }
+        found.push(document(task, row, label).map_err(|field| unusable(field, row))?);
+        Ok(())
+    })?;
     Ok(found)
-}
-
-fn read(path: &Path) -> Result<String, EvalError> {
-    std::fs::read_to_string(path).map_err(EvalError::io("read", path))
 }
 
 fn text<'a>(value: &'a Value, field: &'static str) -> Result<&'a str, &'static str> {
@@ -273,57 +262,57 @@ impl Subject {
     }
 }
 
-/// All subjects, by name: of `mmlu.jsonl` and `mmlu.dev.jsonl` in the fields of the hub, or else of `mmlu/test/SUBJECT_test.csv` and
-/// `mmlu/dev/SUBJECT_dev.csv`, with or without a header.
-pub(crate) fn mmlu(dir: &Path) -> Result<Vec<Subject>, EvalError> {
-    let (lines, test) = (dir.join("mmlu.jsonl"), dir.join("mmlu/test"));
-    if lines.is_file() {
-        return mmlu_lines(&lines, &dir.join("mmlu.dev.jsonl"));
-    }
-    let tried = "mmlu.jsonl, mmlu/test/SUBJECT_test.csv".to_string();
-    let none = || TaskError::NoData { task: MMLU.into(), dir: dir.to_path_buf(), tried };
-    let Ok(entries) = std::fs::read_dir(&test) else { return Err(none().into()) };
-    let mut names: Vec<String> =
-        entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()?.strip_suffix("_test.csv").map(str::to_string)).collect();
-    names.sort();
-    if names.is_empty() {
-        return Err(none().into());
-    }
-    names
-        .into_iter()
-        .map(|name| {
-            let docs = questions(&test.join(format!("{name}_test.csv")))?;
-            let dev = dir.join(format!("mmlu/dev/{name}_dev.csv"));
-            let shots = if dev.is_file() { questions(&dev)? } else { Vec::new() };
-            Ok(Subject { name, docs, shots })
-        })
-        .collect()
-}
-
-/// MMLU as the hub has it: every line names its subject.
-fn mmlu_lines(test: &Path, dev: &Path) -> Result<Vec<Subject>, EvalError> {
+/// MMLU as the hub's subject `all` and `to_json` of it have it: every row names its subject. By name; those without a question are left out.
+pub(crate) fn mmlu_rows(test: &[PathBuf], dev: &[PathBuf]) -> Result<Vec<Subject>, EvalError> {
     let mut subjects: BTreeMap<String, Subject> = BTreeMap::new();
-    for (path, examples) in [(test, false), (dev, true)] {
-        if examples && !path.is_file() {
-            continue;
-        }
-        for (i, line) in read(path)?.lines().filter(|line| !line.trim().is_empty()).enumerate() {
-            let fail = |reason: String| TaskError::Document { path: path.to_path_buf(), number: i + 1, reason };
-            let value: Value = serde_json::from_str(line).map_err(|error| fail(error.to_string()))?;
-            let (name, doc) = subject_line(&value).map_err(|field| fail(format!("no usable `{field}`")))?;
-            let empty = || Subject { name: name.clone(), docs: Vec::new(), shots: Vec::new() };
-            let subject = subjects.entry(name.clone()).or_insert_with(empty);
-            if examples { subject.shots.push(doc) } else { subject.docs.push(doc) }
-        }
+    for (paths, examples) in [(test, false), (dev, true)] {
+        rows::each(paths, |row| {
+            let name = text(row, "subject").map_err(|field| unusable(field, row))?;
+            let doc = subject_row(row).map_err(|field| unusable(field, row))?;
+            let subject = subjects.entry(name.into()).or_insert_with(|| Subject { name: name.into(), docs: Vec::new(), shots: Vec::new() });
+            if examples {
+                subject.shots.push(doc)
+            } else {
+                subject.docs.push(doc)
+            }
+            Ok(())
+        })?;
     }
     Ok(subjects.into_values().filter(|subject| !subject.docs.is_empty()).collect())
 }
 
-fn subject_line(value: &Value) -> Result<(String, Doc), &'static str> {
-    let choices = texts(value, "choices")?;
+/// Questions of one subject of MMLU.
+pub(crate) fn mmlu_subject(paths: &[PathBuf]) -> Result<Vec<Doc>, EvalError> {
+    let mut found = Vec::new();
+    rows::each(paths, |row| {
+        found.push(subject_row(row).map_err(|field| unusable(field, row))?);
+        Ok(())
+    })?;
+    Ok(found)
+}
+
+fn subject_row(row: &Value) -> Result<Doc, &'static str> {
+    let choices = texts(row, "choices")?;
     let [a, b, c, d] = choices.as_slice() else { return Err("choices") };
-    let gold = Some(index(value, "answer")?).filter(|gold| *gold < 4).ok_or("answer")?;
-    Ok((text(value, "subject")?.to_string(), letters(text(value, "question")?, [a, b, c, d], gold)))
+    let gold = Some(index(row, "answer")?).filter(|gold| *gold < 4).ok_or("answer")?;
+    Ok(letters(text(row, "question")?, [a, b, c, d], gold))
+}
+
+/// MMLU as its authors keep it: a table of questions without names of columns, or with those of the hub.
+pub(crate) fn mmlu_tables(test: &Path, dev: &Path) -> Result<Vec<Subject>, EvalError> {
+    let entries = std::fs::read_dir(test).into_iter().flatten().flatten();
+    let mut names: Vec<String> =
+        entries.filter_map(|entry| entry.file_name().into_string().ok()?.strip_suffix("_test.csv").map(str::to_string)).collect();
+    names.sort();
+    names
+        .into_iter()
+        .map(|name| {
+            let docs = questions(&test.join(format!("{name}_test.csv")))?;
+            let dev = dev.join(format!("{name}_dev.csv"));
+            let shots = if dev.is_file() { questions(&dev)? } else { Vec::new() };
+            Ok(Subject { name, docs, shots })
+        })
+        .collect()
 }
 
 /// A question with its choices behind letters, which are what is scored.
@@ -462,10 +451,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("hellaswag_val_full.txt");
         std::fs::write(&path, "Roof: A man\n3\na\nb\nc\nd\n").unwrap();
-        let docs = documents(&TASKS[1], &path).unwrap();
+        let docs = documents(&TASKS[1], std::slice::from_ref(&path)).unwrap();
         assert_eq!((docs[0].gold, docs[0].choices.len()), (3, 4));
         std::fs::write(&path, "Roof: A man\n3\na\nb\n").unwrap();
-        assert!(documents(&TASKS[1], &path).unwrap_err().to_string().contains("document 1"));
+        assert!(documents(&TASKS[1], std::slice::from_ref(&path)).unwrap_err().to_string().contains("document 1"));
 
         std::fs::create_dir_all(dir.path().join("mmlu/test")).unwrap();
         std::fs::write(
@@ -473,22 +462,25 @@ mod tests {
             "question,choice0,choice1,choice2,choice3,answer\n\" Why, a?\",1,2,3,4,2\n",
         )
         .unwrap();
-        let subjects = mmlu(dir.path()).unwrap();
+        let tables = |dir: &Path| mmlu_tables(&dir.join("mmlu/test"), &dir.join("mmlu/dev")).unwrap();
+        let subjects = tables(dir.path());
         assert_eq!(subjects[0].docs[0].contexts[0], "Why, a?\nA. 1\nB. 2\nC. 3\nD. 4\nAnswer:");
         assert!(
             matches!(&subjects[0].docs[0].requests(SUBJECT.form, "x")[2], Request::Score { context, continuation } if context.starts_with("xWhy") && continuation == " C")
         );
         assert!(subjects[0].docs[0].example(&SUBJECT).ends_with("Answer: C\n\n"));
         assert!(subjects[0].description().ends_with("about high school art.\n\n"));
-        assert!(mmlu(&dir.path().join("absent")).is_err());
+        assert!(tables(&dir.path().join("absent")).is_empty());
 
         let line = r#"{"question":" Why, a?","subject":"art","choices":["1","2","3","4"],"answer":2}"#;
-        std::fs::write(dir.path().join("mmlu.jsonl"), format!("{line}\n{line}\n")).unwrap();
-        std::fs::write(dir.path().join("mmlu.dev.jsonl"), line).unwrap();
-        let lines = mmlu(dir.path()).unwrap();
+        let [test, dev] = ["mmlu.jsonl", "mmlu.dev.jsonl"].map(|name| dir.path().join(name));
+        std::fs::write(&test, format!("{line}\n{line}\n")).unwrap();
+        std::fs::write(&dev, line).unwrap();
+        let lines = mmlu_rows(std::slice::from_ref(&test), &[dev]).unwrap();
         assert_eq!((lines.len(), lines[0].docs.len(), lines[0].shots.len()), (1, 2, 1));
         assert_eq!(lines[0].docs[0], subjects[0].docs[0]);
-        std::fs::write(dir.path().join("mmlu.jsonl"), line.replace("\"4\"]", "\"4\",\"5\"]")).unwrap();
-        assert!(mmlu(dir.path()).err().unwrap().to_string().contains("document 1: no usable `choices`"));
+        std::fs::write(&test, line.replace("\"4\"]", "\"4\",\"5\"]")).unwrap();
+        let error = mmlu_rows(&[test], &[]).err().unwrap().to_string();
+        assert!(error.contains("document 1: no usable `choices`; its fields are question, subject, choices, answer"), "{error}");
     }
 }

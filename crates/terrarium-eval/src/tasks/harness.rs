@@ -11,9 +11,10 @@ use terrarium_runtime::{GenerateOptions, ScoreOptions, Tokenizer, generate, scor
 use terrarium_train::StopFlag;
 
 use super::encode::{ANSWER, Encoder};
-use super::formats::{self, Subject};
+use super::formats::Subject;
 use super::metrics::{self, Answer, Resp};
 use super::python::Random;
+use super::sources::{Data, Sources};
 use super::store::Store;
 use super::subjects::FIELDS;
 use super::{Doc, MMLU, Request, SUBJECT, TASKS, Task, TaskError, task_names};
@@ -24,8 +25,8 @@ use crate::EvalError;
 pub struct EvalOptions {
     /// Names of tasks.
     pub tasks: Vec<String>,
-    /// Where their files are.
-    pub data: PathBuf,
+    /// Where their documents come from.
+    pub data: Data,
     /// Examples before each question.
     pub num_fewshot: usize,
     /// Documents of each task, from the first; of each subject for MMLU.
@@ -90,6 +91,19 @@ pub(crate) struct Work {
     answers: Vec<Answer>,
 }
 
+/// What is to be asked: the documents of all tasks, with the examples before them.
+pub struct Questions(Plan);
+
+impl Questions {
+    /// Finds the documents, fetching those of the hub that its cache has not, reads all and draws the examples.
+    ///
+    /// # Errors
+    /// [`TaskError`] for tasks and files, [`terrarium_runtime::HubError`] for the hub.
+    pub fn read(options: &EvalOptions, progress: &mut dyn terrarium_runtime::Progress) -> Result<Self, EvalError> {
+        Plan::read(options, progress).map(Self)
+    }
+}
+
 /// Asks everything.
 ///
 /// # Errors
@@ -98,16 +112,16 @@ pub fn evaluate<B: KernelBackend>(
     model: &Decoder<B>,
     config: &DecoderConfig,
     tokenizer: Option<&Tokenizer>,
+    Questions(mut plan): Questions,
     options: &EvalOptions,
     progress: &mut dyn Progress,
     device: &B::Device,
 ) -> Result<EvalOutcome, EvalError> {
     let tokenizer = tokenizer.ok_or(TaskError::NoTokenizer)?;
     let begun = Instant::now();
-    let mut plan = Plan::read(options)?;
     let encoder = Encoder { tokenizer, config, add_bos: options.add_bos, max_length: options.max_length };
     let asker = Asker { model, encoder, options, device };
-    let store = options.out_dir.as_deref().map(|dir| Store::open(dir, options)).transpose()?;
+    let store = options.out_dir.as_deref().map(|dir| Store::open(dir, options, &plan.data)).transpose()?;
     for work in &mut plan.works {
         if let Some(store) = &store {
             work.answers = store.answers(work)?;
@@ -213,20 +227,31 @@ struct Group {
 struct Plan {
     works: Vec<Work>,
     groups: Vec<Group>,
+    /// Where it came from, for the record.
+    data: Value,
 }
 
 impl Plan {
     /// Reads all documents, draws all examples.
-    fn read(options: &EvalOptions) -> Result<Self, EvalError> {
-        let mut plan = Self { works: Vec::new(), groups: Vec::new() };
-        for name in &options.tasks {
-            if name == MMLU || name.starts_with("mmlu_") {
-                plan.add_mmlu(name, options)?;
-                continue;
-            }
-            let task = *TASKS.iter().find(|task| task.name == name).ok_or_else(|| unknown(name))?;
-            plan.add(task_work(task, options)?);
+    fn read(options: &EvalOptions, progress: &mut dyn terrarium_runtime::Progress) -> Result<Self, EvalError> {
+        let known = task_names();
+        if let Some(name) = options.tasks.iter().find(|name| !known.contains(&name.as_str()) && !name.starts_with("mmlu_")) {
+            return Err(unknown(name).into());
         }
+        if let (Data::Local(path), [_, _, ..]) = (&options.data, options.tasks.as_slice())
+            && path.is_file()
+        {
+            return Err(TaskError::OneFile { path: path.clone(), reason: format!("{} tasks were named", options.tasks.len()) }.into());
+        }
+        let mut sources = Sources::new(&options.data, progress);
+        let mut plan = Self { works: Vec::new(), groups: Vec::new(), data: Value::Null };
+        for name in &options.tasks {
+            match TASKS.iter().find(|task| task.name == name) {
+                Some(task) => plan.add(task_work(*task, options, &mut sources)?),
+                None => plan.add_mmlu(name, options, &mut sources)?,
+            }
+        }
+        plan.data = sources.record();
         Ok(plan)
     }
 
@@ -238,11 +263,14 @@ impl Plan {
     }
 
     /// All of MMLU, a field or a subject.
-    fn add_mmlu(&mut self, name: &str, options: &EvalOptions) -> Result<(), EvalError> {
-        let mut subjects = formats::mmlu(&options.data)?;
-        let of = |subject: &Subject| FIELDS.iter().find(|field| field.subjects.contains(&subject.name.as_str()));
+    fn add_mmlu(&mut self, name: &str, options: &EvalOptions, sources: &mut Sources) -> Result<(), EvalError> {
+        let field = |subject: &str| FIELDS.iter().find(|field| field.subjects.contains(&subject));
+        let wanted = |subject: &str| {
+            name == MMLU || name.strip_prefix("mmlu_") == Some(subject) || field(subject).is_some_and(|field| field.name == name)
+        };
+        let subjects = sources.subjects(&wanted, options.num_fewshot > 0)?;
+        let of = |subject: &Subject| field(&subject.name);
         let full = |subject: &Subject| format!("{MMLU}_{}", subject.name);
-        subjects.retain(|subject| name == MMLU || full(subject) == name || of(subject).is_some_and(|field| field.name == name));
         if subjects.is_empty() {
             return Err(unknown(name).into());
         }
@@ -294,16 +322,13 @@ fn subject_work(subject: Subject, options: &EvalOptions) -> Result<Work, EvalErr
 /// The harness's seed for drawing examples.
 const SHOT_SEED: u32 = 1234;
 
-fn task_work(task: Task, options: &EvalOptions) -> Result<Work, EvalError> {
-    let dir = &options.data;
-    let missing = |names: &[&str]| TaskError::NoData { task: task.name.into(), dir: dir.clone(), tried: names.join(", ") };
-    let path = formats::find(dir, task.files).ok_or_else(|| missing(task.files))?;
-    let all = formats::documents(&task, &path)?;
+fn task_work(task: Task, options: &EvalOptions, sources: &mut Sources) -> Result<Work, EvalError> {
+    let all = sources.documents(&task)?;
     let wanted = if task.shown { options.num_fewshot } else { 0 };
     let pool = match task.shots {
         _ if wanted == 0 => Vec::new(),
         [] => all.clone(),
-        names => formats::documents(&task, &formats::find(dir, names).ok_or_else(|| missing(names))?)?,
+        _ => sources.shots(&task)?,
     };
     let drawn = if wanted > 0 { wanted + usize::from(task.spare) } else { 0 };
     if drawn > pool.len() {
@@ -361,7 +386,7 @@ impl Plan {
             "results": results, "group_subtasks": children, "versions": versions, "n-shot": shots, "higher_is_better": higher,
             "n-samples": samples,
             "config": {
-                "model": options.model, "num_fewshot": options.num_fewshot, "limit": options.limit, "max_length": options.max_length,
+                "model": options.model, "data": self.data, "num_fewshot": options.num_fewshot, "limit": options.limit, "max_length": options.max_length,
                 "fewshot_seed": SHOT_SEED, "bootstrap_iters": metrics::bootstraps(),
             },
             "total_evaluation_time_seconds": seconds,

@@ -1,7 +1,8 @@
 //! The standard tasks, asked as lm-evaluation-harness asks them: its prompts, its tokenisation, its metrics.
 //!
 //! A document becomes requests: a context and a continuation whose log-probability counts, or a context that is continued greedily. Documents
-//! come from local files, in the fields of the data sets on the hub or in the forms of other collections; both are read. Prompts, metrics and
+//! come from the data sets of the hub that the harness names, or from local files, in the fields of these data sets or in the forms of
+//! other collections. Prompts, metrics and
 //! versions are those of lm-evaluation-harness 0.4.13 (its folder `lm_eval/tasks`); `tests/python/lm_eval_compare.py` holds both beside each other.
 
 mod answers;
@@ -11,13 +12,17 @@ mod formats;
 mod harness;
 mod literal;
 mod metrics;
+mod parquet;
 mod python;
+mod rows;
+mod sources;
 mod store;
 mod subjects;
 
 use std::path::PathBuf;
 
-pub use harness::{EvalOptions, EvalOutcome, Progress, evaluate};
+pub use harness::{EvalOptions, EvalOutcome, Progress, Questions, evaluate};
+pub use sources::Data;
 
 /// What can go wrong with a task.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +44,32 @@ pub enum TaskError {
         dir: PathBuf,
         /// Names that were looked for.
         tried: String,
+    },
+    /// A file for more than it can be for.
+    #[error("{path} is one file of documents: {reason}; a directory has room for more, and without --data the hub is asked", path = path.display())]
+    OneFile {
+        /// The file.
+        path: PathBuf,
+        /// What else was asked for.
+        reason: String,
+    },
+    /// A file that is not what its ending says.
+    #[error("{path} cannot be read as Parquet: {reason}", path = path.display())]
+    Parquet {
+        /// The file; of the cache the blob, not the link.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A compression that is not built in.
+    #[error("{path}: column {column} is compressed with {codec}; Snappy, gzip, Zstandard and none are read", path = path.display())]
+    Codec {
+        /// The file.
+        path: PathBuf,
+        /// The first such column.
+        column: String,
+        /// Its compression.
+        codec: String,
     },
     /// A document that is not of this task.
     #[error("{path}, document {number}: {reason}", path = path.display())]
@@ -98,12 +129,32 @@ pub(crate) enum Form {
     Squad,
 }
 
+/// A split of a data set on the hub, as the harness's task names it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Hub {
+    pub data_set: &'static str,
+    /// None: the one there is.
+    pub config: Option<&'static str>,
+    pub split: &'static str,
+}
+
+const fn hub(data_set: &'static str, config: &'static str, split: &'static str) -> Hub {
+    Hub { data_set, config: Some(config), split }
+}
+
+/// A data set without named configurations.
+const fn plain(data_set: &'static str, split: &'static str) -> Hub {
+    Hub { data_set, config: None, split }
+}
+
 /// A task.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Task {
     pub name: &'static str,
     pub form: Form,
-    /// Names of files below the data directory, the first that exists counts.
+    /// Where the hub has the documents. Examples are its split `train`.
+    pub hub: Hub,
+    /// Names of files below the data directory, the first that exists counts; one in `.jsonl` at the top may end in `.parquet` as well.
     pub files: &'static [&'static str],
     /// The same for examples; without any, examples are drawn from the documents themselves.
     pub shots: &'static [&'static str],
@@ -125,6 +176,7 @@ pub(crate) struct Task {
 const PLAIN: Task = Task {
     name: "",
     form: Form::Choices,
+    hub: plain("", "validation"),
     files: &[],
     shots: &[],
     spare: false,
@@ -137,17 +189,26 @@ const PLAIN: Task = Task {
 
 pub(crate) const MMLU: &str = "mmlu";
 
-/// A subject of MMLU.
-pub(crate) const SUBJECT: Task = Task { name: MMLU, ..PLAIN };
+/// A subject of MMLU; its configuration is its own name, and examples are the split `dev`.
+pub(crate) const SUBJECT: Task = Task { name: MMLU, hub: plain("cais/mmlu", "test"), ..PLAIN };
+
+const TRUTHFULQA: Hub = hub("truthfulqa/truthful_qa", "multiple_choice", "validation");
 
 /// Where short answers end.
 const PHRASE: &[&str] = &["\n", ".", ","];
 
 /// All tasks but MMLU, which is many.
 pub(crate) const TASKS: [Task; 15] = [
-    Task { name: "lambada_openai", form: Form::Single, files: &["lambada_openai.jsonl", "mosaic/lambada_openai.jsonl"], ..PLAIN },
+    Task {
+        name: "lambada_openai",
+        hub: hub("EleutherAI/lambada_openai", "default", "test"),
+        form: Form::Single,
+        files: &["lambada_openai.jsonl", "mosaic/lambada_openai.jsonl"],
+        ..PLAIN
+    },
     Task {
         name: "hellaswag",
+        hub: plain("Rowan/hellaswag", "validation"),
         files: &["hellaswag.jsonl", "hellaswag/hellaswag_val_full.txt"],
         shots: &["hellaswag.train.jsonl"],
         spare: true,
@@ -156,6 +217,7 @@ pub(crate) const TASKS: [Task; 15] = [
     },
     Task {
         name: "piqa",
+        hub: plain("baber/piqa", "validation"),
         files: &["piqa.jsonl", "piqa/valid.jsonl", "mosaic/piqa.jsonl"],
         shots: &["piqa.train.jsonl"],
         spare: true,
@@ -164,6 +226,7 @@ pub(crate) const TASKS: [Task; 15] = [
     },
     Task {
         name: "arc_easy",
+        hub: hub("allenai/ai2_arc", "ARC-Easy", "test"),
         files: &["arc_easy.jsonl", "mosaic/arc_easy.jsonl"],
         shots: &["arc_easy.train.jsonl"],
         normalised: true,
@@ -171,6 +234,7 @@ pub(crate) const TASKS: [Task; 15] = [
     },
     Task {
         name: "arc_challenge",
+        hub: hub("allenai/ai2_arc", "ARC-Challenge", "test"),
         files: &["arc_challenge.jsonl", "mosaic/arc_challenge.jsonl"],
         shots: &["arc_challenge.train.jsonl"],
         normalised: true,
@@ -178,6 +242,7 @@ pub(crate) const TASKS: [Task; 15] = [
     },
     Task {
         name: "winogrande",
+        hub: hub("allenai/winogrande", "winogrande_xl", "validation"),
         form: Form::Contexts,
         files: &["winogrande.jsonl", "mosaic/winogrande.jsonl"],
         shots: &["winogrande.train.jsonl"],
@@ -186,18 +251,43 @@ pub(crate) const TASKS: [Task; 15] = [
     },
     Task {
         name: "openbookqa",
+        hub: hub("allenai/openbookqa", "main", "test"),
         files: &["openbookqa.jsonl", "mosaic/openbook_qa.jsonl"],
         shots: &["openbookqa.train.jsonl"],
         normalised: true,
         ..PLAIN
     },
-    Task { name: "boolq", files: &["boolq.jsonl"], shots: &["boolq.train.jsonl"], spare: true, version: 2.0, ..PLAIN },
-    Task { name: "race", files: &["race.jsonl"], version: 3.0, ..PLAIN },
-    Task { name: "pubmedqa", files: &["pubmedqa.jsonl"], shots: &["pubmedqa.train.jsonl"], ..PLAIN },
-    Task { name: "truthfulqa_mc1", files: &["truthfulqa.jsonl"], spare: true, shown: false, version: 2.0, ..PLAIN },
-    Task { name: "truthfulqa_mc2", form: Form::Mass, files: &["truthfulqa.jsonl"], spare: true, shown: false, version: 3.0, ..PLAIN },
+    Task {
+        name: "boolq",
+        hub: hub("aps/super_glue", "boolq", "validation"),
+        files: &["boolq.jsonl"],
+        shots: &["boolq.train.jsonl"],
+        spare: true,
+        version: 2.0,
+        ..PLAIN
+    },
+    Task { name: "race", hub: hub("EleutherAI/race", "high", "test"), files: &["race.jsonl"], version: 3.0, ..PLAIN },
+    Task {
+        name: "pubmedqa",
+        hub: hub("bigbio/pubmed_qa", "pubmed_qa_labeled_fold0_source", "test"),
+        files: &["pubmedqa.jsonl"],
+        shots: &["pubmedqa.train.jsonl"],
+        ..PLAIN
+    },
+    Task { name: "truthfulqa_mc1", hub: TRUTHFULQA, files: &["truthfulqa.jsonl"], spare: true, shown: false, version: 2.0, ..PLAIN },
+    Task {
+        name: "truthfulqa_mc2",
+        hub: TRUTHFULQA,
+        form: Form::Mass,
+        files: &["truthfulqa.jsonl"],
+        spare: true,
+        shown: false,
+        version: 3.0,
+        ..PLAIN
+    },
     Task {
         name: "nq_open",
+        hub: plain("google-research-datasets/nq_open", "validation"),
         form: Form::Written { until: PHRASE, articles: true },
         files: &["nq_open.jsonl"],
         shots: &["nq_open.train.jsonl"],
@@ -209,6 +299,7 @@ pub(crate) const TASKS: [Task; 15] = [
     },
     Task {
         name: "triviaqa",
+        hub: hub("mandarjoshi/trivia_qa", "rc.nocontext", "validation"),
         form: Form::Written { until: PHRASE, articles: false },
         files: &["triviaqa.jsonl"],
         shots: &["triviaqa.train.jsonl"],
@@ -218,6 +309,7 @@ pub(crate) const TASKS: [Task; 15] = [
     },
     Task {
         name: "squadv2",
+        hub: plain("lighteval/squad_v2", "validation"),
         form: Form::Squad,
         files: &["squadv2.jsonl"],
         shots: &["squadv2.train.jsonl"],

@@ -40,25 +40,40 @@ fn damaged(path: &Path, reason: &serde_json::Error) -> EvalError {
     EvalError::Damaged { path: path.to_path_buf(), reason: reason.to_string() }
 }
 
+fn write_record(path: &Path, record: &Value) -> Result<(), EvalError> {
+    Ok(write_atomic(path, (record.to_string() + "\n").as_bytes())?)
+}
+
 impl Store {
-    pub fn open(dir: &Path, options: &EvalOptions) -> Result<Self, EvalError> {
+    /// `data` is where the documents came from: a path, or the data sets of the hub with their commits.
+    pub fn open(dir: &Path, options: &EvalOptions, data: &Value) -> Result<Self, EvalError> {
         let path = dir.join("eval.json");
         // Tasks and the limit may change: an answer stays the answer to its question.
-        let now = json!({
-            "model": options.model, "data": options.data, "num_fewshot": options.num_fewshot, "max_length": options.max_length,
+        let mut now = json!({
+            "model": options.model, "data": data, "num_fewshot": options.num_fewshot, "max_length": options.max_length,
             "add_bos": options.add_bos,
         });
         match std::fs::read_to_string(&path) {
             Ok(_) if !options.resume => return Err(EvalError::FolderTaken { dir: dir.to_path_buf() }),
             Ok(text) => {
-                let old: Value = serde_json::from_str(&text).map_err(|error| damaged(&path, &error))?;
+                let mut old: Value = serde_json::from_str(&text).map_err(|error| damaged(&path, &error))?;
+                // So may the data sets, but not the commit of one that was asked before.
+                if let (Value::Object(before), Value::Object(after)) = (&mut old["data"], &mut now["data"]) {
+                    for (name, commit) in before.iter() {
+                        after.entry(name.clone()).or_insert_with(|| commit.clone());
+                    }
+                    for (name, commit) in after.iter() {
+                        before.entry(name.clone()).or_insert_with(|| commit.clone());
+                    }
+                }
                 let keys = changed_keys(&old, &now);
                 if !keys.is_empty() {
                     return Err(EvalError::RecipeChanged { dir: dir.to_path_buf(), keys });
                 }
+                write_record(&path, &now)?;
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                write_atomic(&path, (now.to_string() + "\n").as_bytes())?;
+                write_record(&path, &now)?;
             }
             Err(error) => return Err(EvalError::io("read", path)(error)),
         }

@@ -27,7 +27,7 @@ pub struct DataSet {
 
 enum Place {
     Folder(PathBuf),
-    Hub(Hub),
+    Hub(Box<Hub>),
 }
 
 struct Hub {
@@ -70,7 +70,7 @@ impl DataSet {
         let name_error = |reason: String| HubError::Name { name: id.to_string(), reason };
         RepoId::parse(id).map_err(name_error)?;
         let hub = Hub { id: id.to_string(), options: options.clone(), branches: Vec::new(), unasked: BRANCHES.to_vec(), down: None };
-        Ok(Self { place: Place::Hub(hub) })
+        Ok(Self { place: Place::Hub(Box::new(hub)) })
     }
 
     /// Files of a split, fetched if need be. Without the name of a configuration it is the one called `default`, or the only one.
