@@ -30,7 +30,9 @@ pub(crate) fn takes(device: &Device, k: usize) -> bool {
 /// Units of a cube.
 const UNITS: u32 = 128;
 /// Tokens whose inputs a unit asks for at a time.
-const BATCH: usize = 4;
+const BATCH: usize = 8;
+/// Channels of a unit at most: with more, fewer units fit a processor, and what they ask for at a time arrives later.
+const WIDEST: usize = 4;
 
 pub(crate) fn forward<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolElement>(
     args: ConvArgs<CubeBackend<R, F, I, BT>>,
@@ -96,10 +98,10 @@ impl<R: CubeRuntime> Conv<R> {
         (weight, bias)
     }
 
-    /// The variant for vectors of at most `widest` channels.
-    fn setting(&self, weight: DType, widest: usize) -> Setting {
+    /// The variant without what a direction adds.
+    fn setting(&self, weight: DType) -> Setting {
         let [_, l, e, k] = self.dims;
-        let n = vector_size(&self.x.client, e, &[self.x.dtype]).min(widest);
+        let n = vector_size(&self.x.client, e, &[self.x.dtype]).min(WIDEST);
         Setting {
             k,
             n,
@@ -129,7 +131,7 @@ impl<R: CubeRuntime> Conv<R> {
             return (y, state);
         }
         let (weight, bias) = self.parameters();
-        let mut set = self.setting(weight.dtype, 8);
+        let mut set = self.setting(weight.dtype);
         let width = e / set.n;
         let tile = (b * l * width / self.units()).clamp(8, 64).next_multiple_of(set.batch).min(l);
         // Decoding: nobody else holds the state, so it need not move.
@@ -186,8 +188,7 @@ impl<R: CubeRuntime> Conv<R> {
             };
         }
         let (weight, bias) = self.parameters();
-        // Narrow vectors: a unit keeps several times what it does on the way forward.
-        let mut set = self.setting(weight.dtype, 4);
+        let mut set = self.setting(weight.dtype);
         set.dstate = dstate.is_some() && k > 1;
         let width = e / set.n;
         let tile = (b * l * width / self.units()).clamp(16, 256).next_multiple_of(set.batch).min(l);

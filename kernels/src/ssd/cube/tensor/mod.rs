@@ -124,9 +124,10 @@ impl Plan {
         // Wide states leave one cube to a processor: two groups of planes then share keys and queries.
         let hg = if n > 128 && (h / g).is_multiple_of(2) { 2 } else { 1 };
         let all = l.div_ceil(Q);
-        // Two cubes to a processor hide each other's waits; a segment costs a pass over its inputs.
+        // Two cubes to a processor hide each other's waits; one with wide states has it alone. A segment costs a pass over its inputs.
         let cubes = b * h / (hw * hg);
-        let wanted = (2 * processors as usize / cubes.max(1)).min(all.div_ceil(4)).max(1);
+        let room = processors as usize * if n > 128 { 1 } else { 2 };
+        let wanted = (room / cubes.max(1)).min(all.div_ceil(4)).max(1);
         let chunks = all.div_ceil(wanted);
         Self { hw, hg, chunks, segments: all.div_ceil(chunks) }
     }
