@@ -15,6 +15,8 @@ pub(super) struct Effort {
     pub batch_ms: f64,
     /// The device is a GPU: the queue runs ahead of it.
     pub queued: bool,
+    /// Short calls are replayed from a recording where the device can.
+    pub replayed: bool,
 }
 
 /// Times of one call, milliseconds.
@@ -101,7 +103,7 @@ impl<'a, B: KernelBackend> Clock<'a, B> {
         if !self.effort.queued || host_ms < 0.5 * queued_ms {
             return Timing { ms: queued_ms, min: times[0], max: times[times.len() - 1], batches, calls, queued_ms, host_ms };
         }
-        let replayed = self.recorded(&mut call, queued_ms);
+        let replayed = if self.effort.replayed { self.recorded(&mut call, queued_ms) } else { None };
         let times = replayed.unwrap_or_else(|| self.behind_plug(&mut call, host_ms));
         Timing {
             ms: median(&times),
@@ -207,7 +209,7 @@ mod tests {
             state = Some(causal_conv1d(args).state);
             calls += 1;
         };
-        let clock = Clock::<B>::new(&device, Effort { batches: 3, batch_ms: 1.0, queued: true });
+        let clock = Clock::<B>::new(&device, Effort { batches: 3, batch_ms: 1.0, queued: true, replayed: true });
         let times = clock.recorded(&mut step, f64::MAX).expect("a step in place is recorded");
         assert!(times.len() == 3 && times[0] > 0.0, "{times:?}");
         assert!(clock.recorded(&mut step, 0.0).is_none(), "every replay takes time");

@@ -376,13 +376,15 @@ impl<'a, B: KernelBackend> Session<'a, B> {
     }
 
     fn effort(&self) -> Effort {
-        match self.size {
-            Size::Gpu if self.options.brief => Effort { batches: 3, batch_ms: 10.0, queued: true },
-            _ if self.options.brief => Effort { batches: 3, batch_ms: 3.0, queued: false },
-            Size::Quick => Effort { batches: 3, batch_ms: 2.0, queued: false },
-            Size::Cpu => Effort { batches: 5, batch_ms: 60.0, queued: false },
-            Size::Gpu => Effort { batches: 7, batch_ms: 50.0, queued: true },
-        }
+        let queued = self.size == Size::Gpu;
+        let (batches, batch_ms) = match self.size {
+            Size::Gpu if self.options.brief => (3, 10.0),
+            _ if self.options.brief => (3, 3.0),
+            Size::Quick => (3, 2.0),
+            Size::Cpu => (5, 60.0),
+            Size::Gpu => (7, 50.0),
+        };
+        Effort { batches, batch_ms, queued, replayed: queued && !self.options.brief }
     }
 
     fn run(&self, say: &mut dyn FnMut(Event)) -> Result<bool, MeasureError> {

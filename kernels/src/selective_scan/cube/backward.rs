@@ -169,7 +169,7 @@ pub(super) fn backward_kernel<U: Numeric, D: Numeric, B: Numeric, Z: Numeric, Q:
         stage::<B, Q>(b, &mut staged_b, row * b_row as usize, b_token, from, place.l, set);
         stage::<B, Q>(c, &mut staged_c, row * c_row as usize, c_token, from, place.l, set);
         sync_cube();
-        let step = steps(&raw, step_bias, from, place.real, set);
+        let step = steps(&raw, step_bias, from, place.real, tile, set);
         let mut fed = Array::<f32>::new(tile);
         let mut dfed = Array::<f32>::new(tile);
         let mut dlog = Array::<f32>::new(tile);

@@ -7,7 +7,7 @@ use cubecl::prelude::*;
 
 use super::tile::{Setting, begins, keeps, load, place, sigmoid, stage, steps};
 
-/// Takes the state of the unit's channel over a tile, and adds what tokens read from it to `read`.
+/// Takes the unit's states over a tile, and adds what tokens read from them to `read`.
 #[cube]
 #[allow(clippy::too_many_arguments)]
 fn advance<Q: Size>(
@@ -23,11 +23,13 @@ fn advance<Q: Size>(
     #[comptime] resets: bool,
     #[comptime] set: Setting,
 ) {
-    let n = comptime!(set.n);
+    let own = comptime!(set.n / set.split);
     let quads = comptime!(set.tile / 4);
-    for j in 0..n {
-        let rate = a[channel * n + j];
-        let at = j * comptime!(set.units) + UNIT_POS as usize;
+    let first = first_state(set);
+    for i in 0..own {
+        let j = first + i;
+        let rate = a[channel * comptime!(set.n) + j];
+        let at = i * comptime!(set.units) + UNIT_POS as usize;
         let mut h = states[at];
         #[unroll]
         for quad in 0..quads {
@@ -46,6 +48,12 @@ fn advance<Q: Size>(
         }
         states[at] = h;
     }
+}
+
+/// The first of the unit's states.
+#[cube]
+fn first_state(#[comptime] set: Setting) -> usize {
+    UNIT_POS as usize / comptime!(set.units / set.split) * comptime!(set.n / set.split)
 }
 
 /// `y [b, l, e]`, and with one piece to a row the outgoing state.
@@ -89,9 +97,15 @@ pub(super) fn forward_kernel<U: Numeric, D: Numeric, B: Numeric, Z: Numeric, Q: 
 ) {
     let tile = comptime!(set.tile);
     let n = comptime!(set.n);
+    let own = comptime!(set.n / set.split);
     let mut staged_b = SharedMemory::<Vector<f32, Q>>::new_aligned(comptime!(set.n * set.tile / 4), 16usize);
     let mut staged_c = SharedMemory::<Vector<f32, Q>>::new_aligned(comptime!(set.n * set.tile / 4), 16usize);
-    let mut states = SharedMemory::<f32>::new(comptime!(set.n * set.units));
+    let mut states = SharedMemory::<f32>::new(comptime!(set.n / set.split * set.units));
+    // Of a channel on several units: step sizes and what they feed, four tokens in a vector, and what tokens read from each's states.
+    let shared = comptime!(if set.split > 1 { set.tile / 4 * set.units / set.split } else { 1 });
+    let mut shared_steps = SharedMemory::<Vector<f32, Q>>::new_aligned(shared, 16usize);
+    let mut shared_fed = SharedMemory::<Vector<f32, Q>>::new_aligned(shared, 16usize);
+    let mut parts = SharedMemory::<f32>::new(comptime!(if set.split > 1 { set.tile * set.units } else { 1 }));
     let place = place(bounds, rows, l, e, length, set);
     if place.row >= rows as usize {
         terminate!();
@@ -99,10 +113,11 @@ pub(super) fn forward_kernel<U: Numeric, D: Numeric, B: Numeric, Z: Numeric, Q: 
     let (row, channel) = (place.row, place.channel);
     let pieces = (place.l + length as usize - 1) / length as usize;
     let state_at = (row * pieces + place.piece) * n * place.e + channel * channel_stride as usize;
-    for j in 0..n {
+    let first = first_state(set);
+    for j in 0..own {
         let mut h = 0.0f32;
         if comptime!(set.state || set.pieces) {
-            h = enter[state_at + j * state_stride as usize];
+            h = enter[state_at + (first + j) * state_stride as usize];
         }
         states[j * comptime!(set.units) + UNIT_POS as usize] = h;
     }
@@ -115,20 +130,56 @@ pub(super) fn forward_kernel<U: Numeric, D: Numeric, B: Numeric, Z: Numeric, Q: 
         direct = skip[channel];
     }
 
+    let quads = comptime!(set.tile / 4);
+    let channels = comptime!(set.units / set.split);
+    // Tokens of a tile that a unit prepares, adds up and writes.
+    let some = comptime!(set.tile / set.split);
+    let unit = UNIT_POS as usize;
+    let lane = unit % channels;
+    let turn = unit / channels * some;
     for from in range_stepped(place.from, place.to, tile) {
-        let raw = load::<D>(delta, row * delta_row as usize + channel, delta_token, from, place.l, tile);
-        let inputs = load::<U>(u, row * u_row as usize + channel, u_token, from, place.l, tile);
+        let raw = load::<D>(delta, row * delta_row as usize + channel, delta_token, from + turn, place.l, some);
+        let inputs = load::<U>(u, row * u_row as usize + channel, u_token, from + turn, place.l, some);
         sync_cube();
         stage::<B, Q>(b, &mut staged_b, row * b_row as usize, b_token, from, place.l, set);
         stage::<B, Q>(c, &mut staged_c, row * c_row as usize, c_token, from, place.l, set);
-        sync_cube();
-        let step = steps(&raw, step_bias, from, place.real, set);
+        let prepared = steps(&raw, step_bias, from + turn, place.real, some, set);
+        let mut step = Array::<f32>::new(tile);
         let mut fed = Array::<f32>::new(tile);
         let mut read = Array::<f32>::new(tile);
-        #[unroll]
-        for i in 0..tile {
-            fed[i] = step[i] * inputs[i];
-            read[i] = direct * inputs[i];
+        if comptime!(set.split > 1) {
+            #[unroll]
+            for quad in 0..comptime!(set.tile / set.split / 4) {
+                let mut four_steps = Vector::<f32, Q>::empty();
+                let mut four_fed = Vector::<f32, Q>::empty();
+                #[unroll]
+                for k in 0..4usize {
+                    four_steps[k] = prepared[comptime!(quad * 4 + k)];
+                    four_fed[k] = prepared[comptime!(quad * 4 + k)] * inputs[comptime!(quad * 4 + k)];
+                }
+                shared_steps[(turn / 4 + quad) * channels + lane] = four_steps;
+                shared_fed[(turn / 4 + quad) * channels + lane] = four_fed;
+            }
+            sync_cube();
+            #[unroll]
+            for quad in 0..quads {
+                let four_steps = shared_steps[quad * channels + lane];
+                let four_fed = shared_fed[quad * channels + lane];
+                #[unroll]
+                for k in 0..4usize {
+                    step[comptime!(quad * 4 + k)] = four_steps[k];
+                    fed[comptime!(quad * 4 + k)] = four_fed[k];
+                    read[comptime!(quad * 4 + k)] = 0.0f32;
+                }
+            }
+        } else {
+            sync_cube();
+            #[unroll]
+            for i in 0..tile {
+                step[i] = prepared[i];
+                fed[i] = prepared[i] * inputs[i];
+                read[i] = direct * inputs[i];
+            }
         }
         if comptime!(set.segments) {
             if begins(ids, bounds, row, place.l, from, min(from + tile, place.l), set) {
@@ -140,24 +191,49 @@ pub(super) fn forward_kernel<U: Numeric, D: Numeric, B: Numeric, Z: Numeric, Q: 
         } else {
             advance::<Q>(&mut states, a, &staged_b, &staged_c, &step, &fed, &step, &mut read, channel, false, set);
         }
-        if comptime!(set.gate) {
-            let gates = load::<Z>(z, row * z_row as usize + channel, z_token, from, place.l, tile);
+        if comptime!(set.split > 1) {
             #[unroll]
             for i in 0..tile {
-                read[i] *= gates[i] * sigmoid(gates[i]);
+                parts[i * comptime!(set.units) + unit] = read[i];
             }
-        }
-        #[unroll]
-        for i in 0..tile {
-            if place.active && from + i < place.l {
-                y[(row * place.l + from + i) * place.e + channel] = U::cast_from(select(from + i < place.real, read[i], 0.0f32));
+            sync_cube();
+            #[unroll]
+            for k in 0..some {
+                let i = turn + k;
+                let mut sum = direct * inputs[k];
+                #[unroll]
+                for other in 0..comptime!(set.split) {
+                    sum += parts[i * comptime!(set.units) + other * channels + lane];
+                }
+                if comptime!(set.gate) {
+                    let token = min(from + i, place.l - 1) * z_token as usize;
+                    let gate = f32::cast_from(z[row * z_row as usize + channel + token]);
+                    sum *= gate * sigmoid(gate);
+                }
+                if place.active && from + i < place.l {
+                    y[(row * place.l + from + i) * place.e + channel] = U::cast_from(select(from + i < place.real, sum, 0.0f32));
+                }
+            }
+        } else {
+            if comptime!(set.gate) {
+                let gates = load::<Z>(z, row * z_row as usize + channel, z_token, from, place.l, tile);
+                #[unroll]
+                for i in 0..tile {
+                    read[i] *= gates[i] * sigmoid(gates[i]);
+                }
+            }
+            #[unroll]
+            for i in 0..tile {
+                if place.active && from + i < place.l {
+                    y[(row * place.l + from + i) * place.e + channel] = U::cast_from(select(from + i < place.real, read[i], 0.0f32));
+                }
             }
         }
     }
     if comptime!(!set.pieces) {
         if place.active {
-            for j in 0..n {
-                leave[state_at + j * state_stride as usize] = states[j * comptime!(set.units) + UNIT_POS as usize];
+            for j in 0..own {
+                leave[state_at + (first + j) * state_stride as usize] = states[j * comptime!(set.units) + UNIT_POS as usize];
             }
         }
     }
@@ -266,7 +342,7 @@ pub(super) fn survey_kernel<U: Numeric, D: Numeric, B: Numeric, Z: Numeric, Q: S
             stage::<B, Q>(c, &mut staged_c, row * c_row as usize, c_token, from, place.l, set);
         }
         sync_cube();
-        let step = steps(&raw, step_bias, from, place.real, set);
+        let step = steps(&raw, step_bias, from, place.real, tile, set);
         let keep = keeps(ids, bounds, place, from, set);
         let mark = (row * tiles + from / tile) * place.e;
         if comptime!(back && set.pieces) {

@@ -69,6 +69,8 @@ pub(super) struct Grads<R: CubeRuntime> {
 #[derive(Clone, Copy)]
 struct Cut {
     units: usize,
+    /// Units of a channel.
+    split: usize,
     tile: usize,
     /// Tokens of a piece, and pieces of a row.
     length: usize,
@@ -93,6 +95,7 @@ impl<R: CubeRuntime> Scan<R> {
             n: dims.n,
             tile: 0,
             units: 0,
+            split: 1,
             bias: args.delta_bias.is_some(),
             skip: args.d.is_some(),
             gate: args.z.is_some(),
@@ -145,7 +148,7 @@ impl<R: CubeRuntime> Scan<R> {
     }
 
     fn set(&self, cut: Cut) -> Setting {
-        Setting { tile: cut.tile, units: cut.units, pieces: cut.pieces > 1, ..self.set }
+        Setting { tile: cut.tile, units: cut.units, split: cut.split, pieces: cut.pieces > 1, ..self.set }
     }
 
     fn storage(&self) -> [StorageType; 4] {
@@ -159,7 +162,7 @@ impl<R: CubeRuntime> Scan<R> {
     }
 
     fn grid(&self, cut: Cut) -> CubeCount {
-        line(self.dims.b * cut.pieces * self.dims.e.div_ceil(cut.units), &self.device)
+        line(self.dims.b * cut.pieces * self.dims.e.div_ceil(cut.units / cut.split), &self.device)
     }
 
     pub fn forward(mut self) -> (CubeTensor<R>, CubeTensor<R>) {
@@ -179,7 +182,7 @@ impl<R: CubeRuntime> Scan<R> {
         }
         let state = self.empty([b, e, n], DType::F32);
         if let Some(cut) = self.cut(survey_bytes, 1) {
-            self.walk(&y, &state, cut);
+            self.walk(&y, &state, spread(&self.device, self.dims, cut));
         }
         (cast(y, self.types.u), state)
     }
@@ -509,7 +512,23 @@ fn cut(device: &Device, ScanDims { b, l, e, n }: ScanDims, bytes: fn(usize, usiz
     let cubes = (b * e.div_ceil(units)).max(1);
     let wanted = if cubes >= 2 * processors { 1 } else { (4 * processors).div_ceil(cubes).min(128) };
     let length = l.max(1).div_ceil(wanted).max(2 * tile).next_multiple_of(tile);
-    Some(Cut { units, tile, length, pieces: l.div_ceil(length) })
+    Some(Cut { units, split: 1, tile, length, pieces: l.div_ceil(length) })
+}
+
+/// The way forward over few channels: states of a channel on several units, so that the row need not be walked twice in pieces.
+fn spread(device: &Device, ScanDims { b, l, e, n }: ScanDims, cut: Cut) -> Cut {
+    // Sixteen planes of 32 to a processor hide each other's waits; half as many are still quicker than a second walk.
+    let crowd = 512 * device.processors.unwrap_or(16) as usize;
+    let units = UNITS.min(device.max_units as usize);
+    let fits = |split: usize| {
+        let bytes = 8 * n * cut.tile + 4 * units * (n / split + cut.tile) + 8 * cut.tile * units / split;
+        n.is_multiple_of(split) && cut.tile.is_multiple_of(4 * split) && e * split >= units && bytes <= device.shared_bytes
+    };
+    let split = [1, 2, 4].into_iter().find(|split| 4 * b * e * split >= 3 * crowd).unwrap_or(4);
+    if split == 1 || !fits(split) || 8 * b * e * split < 3 * crowd {
+        return cut;
+    }
+    Cut { units, split, length: l.next_multiple_of(cut.tile), pieces: 1, ..cut }
 }
 
 /// Whether there are states, shared memory for them in both directions, and room for all arrays of a kernel.

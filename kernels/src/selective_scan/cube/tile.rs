@@ -1,5 +1,5 @@
-//! What the kernels share: a unit is one channel, a cube some channels of one row and one piece of it, and it goes by
-//! tiles of a few tokens. Within a tile a unit keeps what belongs to its tokens in registers and takes the states one
+//! What the kernels share: a unit is one channel (or part of its states), a cube some channels of one row and one piece of it,
+//! and it goes by tiles of a few tokens. Within a tile a unit keeps what belongs to its tokens in registers and takes the states one
 //! after the other, so that neither code nor registers grow with the number of states.
 
 #![allow(clippy::manual_div_ceil, clippy::collapsible_if, reason = "branches at compile time; integers of kernels have no div_ceil")]
@@ -13,8 +13,10 @@ pub(super) struct Setting {
     pub n: usize,
     /// Tokens of a tile, a multiple of 4.
     pub tile: usize,
-    /// Channels of a cube.
+    /// Units of a cube.
     pub units: usize,
+    /// Units of a channel, each with as many of its states. The way forward alone has several.
+    pub split: usize,
     pub bias: bool,
     pub skip: bool,
     pub gate: bool,
@@ -50,13 +52,13 @@ pub(super) struct Place {
 #[cube]
 pub(super) fn place(bounds: &Array<i32>, rows: u32, l: u32, e: u32, length: u32, #[comptime] set: Setting) -> Place {
     let (l, e, length) = (l as usize, e as usize, length as usize);
-    let units = comptime!(set.units);
-    let blocks = (e + units - 1) / units;
+    let channels = comptime!(set.units / set.split);
+    let blocks = (e + channels - 1) / channels;
     let pieces = (l + length - 1) / length;
     let block = CUBE_POS % blocks;
     let piece = (CUBE_POS / blocks) % pieces;
     let row = CUBE_POS / (blocks * pieces);
-    let channel = block * units + UNIT_POS as usize;
+    let channel = block * channels + UNIT_POS as usize % channels;
     let mut real = l;
     if comptime!(set.segments) {
         // Cubes behind the last row leave after this.
@@ -157,12 +159,19 @@ pub(super) fn load<F: Numeric>(
     wide
 }
 
-/// Step sizes from raw ones; zero from `real` on.
+/// Step sizes of `count` tokens from raw ones; zero from `real` on.
 #[cube]
-pub(super) fn steps(raw: &Array<f32>, bias: f32, from: usize, real: usize, #[comptime] set: Setting) -> Array<f32> {
-    let mut step = Array::<f32>::new(comptime!(set.tile));
+pub(super) fn steps(
+    raw: &Array<f32>,
+    bias: f32,
+    from: usize,
+    real: usize,
+    #[comptime] count: usize,
+    #[comptime] set: Setting,
+) -> Array<f32> {
+    let mut step = Array::<f32>::new(count);
     #[unroll]
-    for i in 0..comptime!(set.tile) {
+    for i in 0..count {
         let mut value = raw[i] + bias;
         if comptime!(set.softplus) {
             value = softplus(value);
