@@ -219,7 +219,7 @@ fn public_path_agrees_with_the_scalar_loop() {
 #[test]
 fn states_of_a_channel_on_several_units_agree_with_the_scalar_loop() {
     // Widths at which devices of 16 and of 132 processors divide a channel's states in four and in two, and one they cannot divide.
-    for (b, e, n) in [(1, 1600, 8), (1, 4001, 4), (2, 4000, 8), (2, 13_000, 4), (1, 8000, 6)] {
+    for (b, e, n) in [(1, 1600, 8), (1, 4001, 4), (1, 9001, 8), (2, 13_000, 4), (1, 9000, 6)] {
         let case = ScanCase { b, ..ScanCase::new(if SLOW { 18 } else { 37 }, e, n) };
         check_values(&case, &[Way::Public]);
         check_values(&case.clone().bare(), &[Way::Public]);

@@ -517,7 +517,7 @@ fn cut(device: &Device, ScanDims { b, l, e, n }: ScanDims, bytes: fn(usize, usiz
 
 /// The way forward over few channels: states of a channel on several units, so that the row need not be walked twice in pieces.
 fn spread(device: &Device, ScanDims { b, l, e, n }: ScanDims, cut: Cut) -> Cut {
-    // Sixteen planes of 32 to a processor hide each other's waits; half as many are still quicker than a second walk.
+    // Sixteen planes of 32 to a processor hide each other's waits; with half as many a second walk is as quick.
     let crowd = 512 * device.processors.unwrap_or(16) as usize;
     let units = UNITS.min(device.max_units as usize);
     let fits = |split: usize| {
@@ -525,7 +525,7 @@ fn spread(device: &Device, ScanDims { b, l, e, n }: ScanDims, cut: Cut) -> Cut {
         n.is_multiple_of(split) && cut.tile.is_multiple_of(4 * split) && e * split >= units && bytes <= device.shared_bytes
     };
     let split = [1, 2, 4].into_iter().find(|split| 4 * b * e * split >= 3 * crowd).unwrap_or(4);
-    if split == 1 || !fits(split) || 8 * b * e * split < 3 * crowd {
+    if split == 1 || !fits(split) || 2 * b * e * split < crowd {
         return cut;
     }
     Cut { units, split, length: l.next_multiple_of(cut.tile), pieces: 1, ..cut }
