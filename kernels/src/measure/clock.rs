@@ -15,8 +15,6 @@ pub(super) struct Effort {
     pub batch_ms: f64,
     /// The device is a GPU: the queue runs ahead of it.
     pub queued: bool,
-    /// Short calls are replayed from a recording where the device can.
-    pub replayed: bool,
 }
 
 /// Times of one call, milliseconds.
@@ -47,7 +45,7 @@ pub(super) struct Clock<'a, B: KernelBackend> {
     plug: Option<(Tensor<B, 1>, f64)>,
 }
 
-/// Calls queued behind a plug, where more would fill the driver's queue, or in a recording.
+/// Calls queued behind a plug, where more would fill the driver's queue.
 const BEHIND_PLUG: usize = 256;
 
 impl<'a, B: KernelBackend> Clock<'a, B> {
@@ -103,8 +101,7 @@ impl<'a, B: KernelBackend> Clock<'a, B> {
         if !self.effort.queued || host_ms < 0.5 * queued_ms {
             return Timing { ms: queued_ms, min: times[0], max: times[times.len() - 1], batches, calls, queued_ms, host_ms };
         }
-        let replayed = if self.effort.replayed { self.recorded(&mut call, queued_ms) } else { None };
-        let times = replayed.unwrap_or_else(|| self.behind_plug(&mut call, host_ms));
+        let times = self.behind_plug(&mut call, host_ms);
         Timing {
             ms: median(&times),
             min: times[0],
@@ -114,41 +111,6 @@ impl<'a, B: KernelBackend> Clock<'a, B> {
             queued_ms,
             host_ms,
         }
-    }
-
-    /// Times of calls that the device replays from a recording (on CUDA from a graph, as the scripts for other implementations do);
-    /// nothing where these calls cannot be recorded, or where a replay takes longer than `queued_ms` a call: it has then met
-    /// something else than these calls.
-    fn recorded(&self, call: &mut dyn FnMut(), queued_ms: f64) -> Option<Vec<f64>> {
-        let recorder = B::recorder(self.device)?;
-        let mut calls = || (0..BEHIND_PLUG).for_each(|_| call());
-        // Memory is found on the recorder's stream.
-        recorder.within(&mut calls);
-        recorder.wait().ok()?;
-        let uploads = recorder.uploads(&mut calls).ok()?;
-        recorder.wait().ok()?;
-        let recording = (!uploads).then(|| recorder.record(&mut calls).ok()).flatten()?;
-        let replays = |count: usize| -> Option<f64> {
-            let start = Instant::now();
-            (0..count).for_each(|_| recording.replay());
-            recorder.wait().ok()?;
-            Some(start.elapsed().as_secs_f64() * 1e3)
-        };
-        let usual = |ms: f64| (ms <= queued_ms * BEHIND_PLUG as f64).then_some(());
-        // The first one is brought to the device.
-        replays(1)?;
-        usual(replays(1)?)?;
-        // As many that a wait's own cost does not count, and that the device has left its idle clocks.
-        let mut count = 1;
-        while replays(count)? < self.effort.batch_ms / 2.0 && count < 1 << 12 {
-            count *= 2;
-        }
-        let times: Option<Vec<f64>> = (0..self.effort.batches).map(|_| Some(replays(count)? / (count * BEHIND_PLUG) as f64)).collect();
-        recording.check().ok()?;
-        self.sync();
-        let mut times = times?;
-        times.sort_by(f64::total_cmp);
-        Some(times)
     }
 
     /// Times of calls that were all queued before the first one ran, so that the device runs them back to back.
@@ -186,35 +148,4 @@ impl<'a, B: KernelBackend> Clock<'a, B> {
 /// Of sorted values.
 fn median(sorted: &[f64]) -> f64 {
     sorted[sorted.len() / 2]
-}
-
-#[cfg(all(test, feature = "cuda"))]
-mod tests {
-    use burn::tensor::Shape;
-
-    use super::*;
-    use crate::causal_conv1d::{ConvArgs, causal_conv1d};
-
-    type B = burn::backend::Cuda<f32, i32>;
-
-    #[test]
-    fn what_can_be_recorded_is_replayed() {
-        let device = Default::default();
-        let ones = |shape: [usize; 2]| Tensor::<B, 2>::ones(Shape::new(shape), (&device, DType::F32));
-        let mut state = Some(ones([2, 48]).reshape([2, 3, 16]));
-        let (x, weight) = (ones([2, 16]).reshape([2, 1, 16]), ones([16, 4]));
-        let mut calls = 0;
-        let mut step = || {
-            let args = ConvArgs { x: x.clone(), weight: weight.clone(), bias: None, state: state.take(), segments: None, silu: false };
-            state = Some(causal_conv1d(args).state);
-            calls += 1;
-        };
-        let clock = Clock::<B>::new(&device, Effort { batches: 3, batch_ms: 1.0, queued: true, replayed: true });
-        let times = clock.recorded(&mut step, f64::MAX).expect("a step in place is recorded");
-        assert!(times.len() == 3 && times[0] > 0.0, "{times:?}");
-        assert!(clock.recorded(&mut step, 0.0).is_none(), "every replay takes time");
-        // Replays enqueue nothing by themselves.
-        assert_eq!(calls, 2 * 3 * BEHIND_PLUG);
-        assert!(clock.recorded(&mut || drop(x.clone().into_data()), f64::MAX).is_none(), "the host waits for values");
-    }
 }

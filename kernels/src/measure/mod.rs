@@ -384,7 +384,7 @@ impl<'a, B: KernelBackend> Session<'a, B> {
             Size::Cpu => (5, 60.0),
             Size::Gpu => (7, 50.0),
         };
-        Effort { batches, batch_ms, queued, replayed: queued && !self.options.brief }
+        Effort { batches, batch_ms, queued }
     }
 
     fn run(&self, say: &mut dyn FnMut(Event)) -> Result<bool, MeasureError> {
