@@ -15,6 +15,9 @@ pub(super) struct Effort {
     pub batch_ms: f64,
     /// The device is a GPU: the queue runs ahead of it.
     pub queued: bool,
+    /// Calls that are queued behind other work, where more would fill the driver's queue, and how often.
+    pub behind: usize,
+    pub rounds: usize,
 }
 
 /// Times of one call, milliseconds.
@@ -44,9 +47,6 @@ pub(super) struct Clock<'a, B: KernelBackend> {
     /// Work that keeps the device busy while calls are queued behind it.
     plug: Option<(Tensor<B, 1>, f64)>,
 }
-
-/// Calls queued behind a plug, where more would fill the driver's queue.
-const BEHIND_PLUG: usize = 256;
 
 impl<'a, B: KernelBackend> Clock<'a, B> {
     pub fn new(device: &'a B::Device, effort: Effort) -> Self {
@@ -107,7 +107,7 @@ impl<'a, B: KernelBackend> Clock<'a, B> {
             min: times[0],
             max: times[times.len() - 1],
             batches: times.len(),
-            calls: BEHIND_PLUG,
+            calls: self.effort.behind,
             queued_ms,
             host_ms,
         }
@@ -116,16 +116,17 @@ impl<'a, B: KernelBackend> Clock<'a, B> {
     /// Times of calls that were all queued before the first one ran, so that the device runs them back to back.
     fn behind_plug(&mut self, call: &mut dyn FnMut(), host_ms: f64) -> Vec<f64> {
         let (tensor, unit_ms) = self.take_plug();
-        let units = (4.0 * host_ms * BEHIND_PLUG as f64 / unit_ms).ceil().max(4.0) as usize;
+        let Effort { behind, rounds, .. } = self.effort;
+        let units = (4.0 * host_ms * behind as f64 / unit_ms).ceil().max(4.0) as usize;
         let plug = |tensor: &Tensor<B, 1>| (0..units).for_each(|_| drop(tensor.clone().mul_scalar(1.5)));
-        let mut times: Vec<f64> = (0..3 * self.effort.batches)
+        let mut times: Vec<f64> = (0..rounds)
             .map(|_| {
                 let alone = self.once(&mut || plug(&tensor)).0;
                 let both = self.once(&mut || {
                     plug(&tensor);
-                    (0..BEHIND_PLUG).for_each(|_| call());
+                    (0..behind).for_each(|_| call());
                 });
-                (both.0 - alone) / BEHIND_PLUG as f64
+                (both.0 - alone) / behind as f64
             })
             .collect();
         times.sort_by(f64::total_cmp);
@@ -148,4 +149,29 @@ impl<'a, B: KernelBackend> Clock<'a, B> {
 /// Of sorted values.
 fn median(sorted: &[f64]) -> f64 {
     sorted[sorted.len() / 2]
+}
+
+#[cfg(all(test, feature = "flex"))]
+mod tests {
+    use super::*;
+
+    type B = burn::backend::Flex;
+
+    #[test]
+    fn calls_that_the_host_is_slow_to_queue_are_timed_behind_other_work() {
+        let device = Default::default();
+        let effort = Effort { batches: 3, batch_ms: 0.01, queued: true, behind: 4, rounds: 2 };
+        let mut clock = Clock::<B>::new(&device, effort);
+        let mut calls = 0;
+        // This device computes while it queues, so the host is always the slow one.
+        let timing = clock.time(|| {
+            calls += 1;
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        });
+        assert_eq!((timing.batches, timing.calls), (2, 4));
+        // Three to warm up, one to find out how many make a batch, three batches of one, and two rounds of four.
+        assert_eq!(calls, 3 + 1 + 3 + 2 * 4);
+        assert!(timing.host_ms >= 20.0 && timing.queued_ms >= timing.host_ms, "{timing:?}");
+        assert!(timing.min <= timing.ms && timing.ms <= timing.max, "{timing:?}");
+    }
 }

@@ -384,7 +384,8 @@ impl<'a, B: KernelBackend> Session<'a, B> {
             Size::Cpu => (5, 60.0),
             Size::Gpu => (7, 50.0),
         };
-        Effort { batches, batch_ms, queued }
+        let (behind, rounds) = if self.options.brief { (64, batches) } else { (256, 3 * batches) };
+        Effort { batches, batch_ms, queued, behind, rounds }
     }
 
     fn run(&self, say: &mut dyn FnMut(Event)) -> Result<bool, MeasureError> {
