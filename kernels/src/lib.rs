@@ -24,6 +24,7 @@ pub mod attention;
 pub mod autodiff;
 pub mod backend;
 pub mod causal_conv1d;
+pub mod collective;
 #[cfg(any(feature = "flex", feature = "ndarray"))]
 mod cpu;
 pub mod cross_entropy;

@@ -86,7 +86,7 @@ impl Failure {
 
     fn code(&self) -> u8 {
         match self {
-            Self::Usage { .. } | Self::Device(DeviceError::Unknown(_) | DeviceError::NotCompiled { .. }) => 2,
+            Self::Usage { .. } | Self::Device(DeviceError::Unknown(_) | DeviceError::NotCompiled { .. } | DeviceError::Mixed { .. }) => 2,
             Self::Train(TrainError::Device(DeviceError::Unavailable { .. })) => 1,
             Self::Train(error) if error.is_usage() => 2,
             Self::Eval(EvalError::Device(DeviceError::Unknown(_) | DeviceError::NotCompiled { .. })) => 2,

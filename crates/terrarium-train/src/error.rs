@@ -100,6 +100,14 @@ pub enum TrainError {
     /// Signals cannot be caught.
     #[error("cannot catch Ctrl-C: {0}")]
     Signal(String),
+    /// One of several devices no longer answers.
+    #[error("device {number} of those that share the step stopped: {reason}; resume from the last checkpoint with --resume auto")]
+    DeviceLost {
+        /// Its place among the devices, from 1.
+        number: usize,
+        /// What its thread said last.
+        reason: String,
+    },
     /// Training stopped with a panic, for example when a device ran out of memory.
     #[error("training stopped unexpectedly: {0}; resume from the last checkpoint with --resume auto")]
     Panicked(String),

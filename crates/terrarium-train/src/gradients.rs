@@ -66,6 +66,16 @@ impl<B: KernelBackend> Gradients<B> {
         burn::module::Module::visit(model, &mut Collect::<A> { tracker: PathTracker::default(), grads, tensors: &mut self.tensors });
     }
 
+    /// Gradients by path.
+    pub(crate) fn from_tensors(tensors: BTreeMap<String, Tensor<B, 1>>) -> Self {
+        Self { tensors }
+    }
+
+    /// The gradients by path.
+    pub(crate) fn into_tensors(self) -> BTreeMap<String, Tensor<B, 1>> {
+        self.tensors
+    }
+
     /// Takes the gradient of one parameter.
     pub fn remove(&mut self, path: &str) -> Option<Tensor<B, 1>> {
         self.tensors.remove(path)

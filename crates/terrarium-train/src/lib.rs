@@ -24,6 +24,7 @@ mod run;
 pub mod schedule;
 mod segments;
 mod setup;
+mod team;
 pub mod trainer;
 
 pub use config::{BaseConfig, ConfigError, DataConfig, LoraSection, OutputConfig, RunConfig, TrainConfig};

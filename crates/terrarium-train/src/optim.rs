@@ -167,6 +167,15 @@ impl<B: KernelBackend> AdamW<B> {
         self.moments.iter().flat_map(both).collect()
     }
 
+    /// The same optimiser with its moments on `device`.
+    pub fn copied_to(&self, device: &B::Device) -> Self {
+        let copy = |tensor: &Tensor<B, 1>| Tensor::from_data(tensor.to_data(), (device, tensor.dtype()));
+        let both = |(path, moments): (&String, &Moments<B>)| {
+            (path.clone(), Moments { first: copy(&moments.first), second: copy(&moments.second) })
+        };
+        Self { config: self.config, step: self.step, moments: self.moments.iter().map(both).collect() }
+    }
+
     /// Restores what [`AdamW::state`] gave.
     ///
     /// # Errors

@@ -65,6 +65,21 @@ pub(crate) fn trained_values<B: Backend>(module: &impl Module<B>) -> Vec<(String
     collect.1
 }
 
+/// The same parameters on `device`, each with its own memory there.
+pub(crate) fn copied_to<B: Backend, M: Module<B>>(module: M, device: &B::Device) -> M {
+    struct Copy<'a, B: Backend>(&'a B::Device);
+    impl<B: Backend> ModuleMapper<B> for Copy<'_, B> {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+            let trained = param.is_require_grad();
+            let (id, old, mapper) = param.consume();
+            let dtype = old.dtype();
+            let new = Tensor::from_data(old.into_data(), (self.0, dtype)).set_require_grad(trained);
+            Param::from_mapped_value(id, new, mapper)
+        }
+    }
+    module.map(&mut Copy(device))
+}
+
 /// Puts `values` into the parameters of their paths; every trained parameter has to be given.
 ///
 /// # Errors

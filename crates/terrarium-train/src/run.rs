@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use burn::module::AutodiffModule;
 use serde::Serialize;
 use terrarium_kernels::TrainBackend;
-use terrarium_kernels::backend::{BackendTask, DeviceSpec, with_backend};
+use terrarium_kernels::backend::{DeviceSpec, DevicesTask, with_backends};
 use terrarium_models::Decoder;
 use terrarium_runtime::SaveOptions;
 
@@ -30,6 +30,8 @@ pub struct RunOptions {
     pub out_dir: PathBuf,
     /// Where to compute.
     pub device: DeviceSpec,
+    /// Devices of the same backend that share each step with it: every micro-batch is split among all.
+    pub others: Vec<DeviceSpec>,
     /// Whether to go on from a checkpoint.
     pub resume: Resume,
     /// What to show.
@@ -47,6 +49,7 @@ impl RunOptions {
             config,
             out_dir: out_dir.into(),
             device: DeviceSpec::Auto,
+            others: Vec::new(),
             resume: Resume::No,
             display: Display::Auto,
             base_dir: None,
@@ -116,29 +119,29 @@ pub struct RunReport {
 /// [`TrainError`]; whatever was saved before stays.
 pub fn run(options: RunOptions, observers: Vec<Box<dyn Observer>>) -> Result<RunReport, TrainError> {
     struct Task(RunOptions, Vec<Box<dyn Observer>>);
-    impl BackendTask for Task {
+    impl DevicesTask for Task {
         type Output = Result<RunReport, TrainError>;
-        fn run<B: TrainBackend>(self, device: &B::Device) -> Self::Output {
-            run_on::<B>(self.0, self.1, device)
+        fn run<B: TrainBackend>(self, devices: &[B::Device]) -> Self::Output {
+            run_on::<B>(self.0, self.1, devices)
         }
     }
-    let device = options.device.clone();
-    with_backend(&device, Task(options, observers))?
+    let devices: Vec<DeviceSpec> = std::iter::once(&options.device).chain(&options.others).cloned().collect();
+    with_backends(&devices, Task(options, observers))?
 }
 
-/// As [`run`], on a given backend.
+/// As [`run`], on given devices, the first of which validates and saves.
 ///
 /// # Errors
 /// As [`run`].
 pub fn run_on<B: TrainBackend>(
     options: RunOptions,
     observers: Vec<Box<dyn Observer>>,
-    device: &B::Device,
+    devices: &[B::Device],
 ) -> Result<RunReport, TrainError> {
     let mut observers = Observers::new(observers);
     observers.push(Box::new(Narrator { silent: options.display == Display::Silent }));
     let Ready { trainer, model, model_config, config, lora, base_dir, tokenizer_dir } =
-        setup::ready::<B>(&options, device, &mut observers)?;
+        setup::ready::<B>(&options, devices, &mut observers)?;
     observers.push(Box::new(JsonLog::open(&options.out_dir, trainer.state.step)?));
     let launched = catch_unwind(AssertUnwindSafe(|| dashboard::launch(trainer, model, observers, options.display)));
     let (trainer, mut observers, model, result) = launched.map_err(|panic| {
@@ -210,7 +213,7 @@ fn output_dtype(config: &RunConfig, base_dir: Option<&Path>) -> Result<Option<bu
     }
 }
 
-fn message(panic: Box<dyn std::any::Any + Send>) -> String {
+pub(crate) fn message(panic: Box<dyn std::any::Any + Send>) -> String {
     let text = panic.downcast_ref::<String>().cloned().or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_string()));
     text.unwrap_or_else(|| "no reason was given".to_string())
 }

@@ -9,7 +9,8 @@ use std::path::PathBuf;
 use burn::tensor::DType;
 use serde::Serialize;
 use serde_json::{Map, Value};
-use terrarium_kernels::TrainBackend;
+use terrarium_kernels::backend::DeviceError;
+use terrarium_kernels::{KernelBackend, TrainBackend};
 use terrarium_models::{Decoder, DecoderConfig, LoraConfig};
 use terrarium_runtime::{Checkpoint, Files, HubOptions, LoadOptions, Precision, Tokenizer, resolve};
 
@@ -61,6 +62,14 @@ pub(crate) struct Ready<B: TrainBackend> {
 /// Reads everything but weights. With `write`, a tokenizer made here is kept in the run directory.
 pub(crate) fn outline(options: &RunOptions, observers: &mut Observers, write: bool) -> Result<Outline, TrainError> {
     options.config.check()?;
+    let devices = 1 + options.others.len();
+    if options.config.train.batch < devices {
+        let reason = format!(
+            "{devices} devices share the rows of a micro-batch, so it needs at least as many; found {}",
+            options.config.train.batch
+        );
+        return Err(ConfigError::Value { key: "train.batch".into(), reason }.into());
+    }
     let resumed = resume::find(options, write)?;
     let mut config = options.config.clone();
     if let Some(checkpoint) = &resumed {
@@ -116,7 +125,12 @@ fn tokens(tokenizer: &Tokenizer) -> Map<String, Value> {
 }
 
 /// Builds the model and restores what a checkpoint holds.
-pub(crate) fn ready<B: TrainBackend>(options: &RunOptions, device: &B::Device, observers: &mut Observers) -> Result<Ready<B>, TrainError> {
+pub(crate) fn ready<B: TrainBackend>(
+    options: &RunOptions,
+    devices: &[B::Device],
+    observers: &mut Observers,
+) -> Result<Ready<B>, TrainError> {
+    let Some((device, others)) = devices.split_first() else { return Err(DeviceError::Unknown(String::new()).into()) };
     let Outline { config, model: model_config, corpus, resumed, base_dir, tokenizer_dir } = outline(options, observers, true)?;
     let (model, model_config) = match &base_dir {
         Some(dir) => {
@@ -148,12 +162,21 @@ pub(crate) fn ready<B: TrainBackend>(options: &RunOptions, device: &B::Device, o
     }
     let compute = config.train.precision.on::<B>(device).unwrap_or(DType::F32);
     let slice = if host::is_host::<B>(device) { loss::SLICE.0 } else { loss::SLICE.1 };
-    let needs = memory(&config, &model_config, compute, slice);
+    let needs = memory(&config, &model_config, compute, slice, devices.len());
     observers.tell(Event::Note(format!("memory of a step: {needs}")));
     if let Some(there) = B::capacity(device).filter(|there| *there < needs.total()) {
         observers.tell(Event::Note(format!(
             "this device has {:.2} GB: if it runs out, lower train.batch or train.sequence_length (and raise train.accumulation), or set train.gradient_checkpointing",
             there as f64 / 1e9
+        )));
+    }
+    if !others.is_empty() {
+        let by = if B::InnerBackend::collective(devices).is_some() { "NCCL" } else { "the host" };
+        let most = config.train.batch.div_ceil(devices.len());
+        observers.tell(Event::Note(format!(
+            "{} devices, each with up to {most} of the {} rows of a micro-batch; gradients are summed by {by}",
+            devices.len(),
+            config.train.batch
         )));
     }
     let groups = Groups::of(&params::list(&model));
@@ -182,6 +205,7 @@ pub(crate) fn ready<B: TrainBackend>(options: &RunOptions, device: &B::Device, o
         run_dir: options.out_dir.clone(),
         stop: options.stop.clone(),
         device: device.clone(),
+        others: others.to_vec(),
     };
     Ok(Ready { trainer: Trainer::new(parts), model, model_config, config, lora, base_dir, tokenizer_dir })
 }
@@ -247,16 +271,16 @@ pub fn plan(options: &RunOptions) -> Result<Plan, TrainError> {
         epochs: (train.steps * train.batch * train.accumulation) as f64 / corpus.train.len() as f64,
         train: corpus.train.stats.clone(),
         valid: corpus.valid.map(|rows| rows.stats),
-        memory: memory(&config, &model, compute, loss::SLICE.0),
+        memory: memory(&config, &model, compute, loss::SLICE.0, 1 + options.others.len()),
     })
 }
 
-/// What a step takes, with products in `compute` and logits in slices of at most `slice` bytes.
-fn memory(config: &RunConfig, model: &DecoderConfig, compute: DType, slice: usize) -> Estimate {
+/// What a step takes of each of `devices`, with products in `compute` and logits in slices of at most `slice` bytes.
+fn memory(config: &RunConfig, model: &DecoderConfig, compute: DType, slice: usize, devices: usize) -> Estimate {
     let (train, parameters) = (&config.train, model.parameters());
     let adapters = config.lora.as_ref().map(|lora| adapter_parameters(model, lora));
     let trained = adapters.unwrap_or(parameters);
-    let positions = train.batch * train.sequence_length;
+    let positions = train.batch.div_ceil(devices) * train.sequence_length;
     let rows = positions.min(loss::rows(slice, model.vocab_size, compute));
     let load = Load {
         positions,

@@ -13,10 +13,11 @@ use crate::checkpoint::{RunState, Store};
 use crate::config::TrainConfig;
 use crate::data::{Batch, PackedRows, Sampler, permutation};
 use crate::event::{Event, Observers, Outcome, Started, StepReport, ValidReport, resident_memory};
-use crate::gradients::{Gradients, Norm, clip_factor};
+use crate::gradients::{Norm, clip_factor};
 use crate::interrupt::StopFlag;
 use crate::optim::AdamW;
 use crate::schedule::Schedule;
+use crate::team::{Team, split};
 use crate::{finite, loss, params};
 
 /// Everything a run needs but the model itself.
@@ -39,6 +40,8 @@ pub struct Trainer<B: TrainBackend> {
     pub stop: StopFlag,
     /// Where the model is.
     pub device: B::Device,
+    /// Devices that share each step with it.
+    pub others: Vec<B::Device>,
     sampler: Sampler,
     schedule: Schedule,
     /// Seconds per step, smoothed.
@@ -64,12 +67,14 @@ pub struct Parts<B: TrainBackend> {
     pub stop: StopFlag,
     /// Where the model is.
     pub device: B::Device,
+    /// Devices that share each step with it.
+    pub others: Vec<B::Device>,
 }
 
 impl<B: TrainBackend> Trainer<B> {
     /// A trainer that goes on where `parts.state` says.
     pub fn new(parts: Parts<B>) -> Self {
-        let Parts { config, train, valid, optim, state, run_dir, stop, device } = parts;
+        let Parts { config, train, valid, optim, state, run_dir, stop, device, others } = parts;
         Self {
             sampler: Sampler::new(train.len(), config.seed, state.cursor),
             schedule: Schedule::new(&config),
@@ -84,6 +89,7 @@ impl<B: TrainBackend> Trainer<B> {
             run_dir,
             stop,
             device,
+            others,
         }
     }
 
@@ -92,10 +98,14 @@ impl<B: TrainBackend> Trainer<B> {
         let TrainConfig { steps, eval_every, .. } = self.config;
         let interval = if eval_every == 0 { steps } else { eval_every.min(steps) };
         observers.tell(Event::Started(Started { step: self.state.step, steps, interval }));
+        let mut team = match Team::gather(&model, &self.optim, &self.device, &self.others, self.config.gradient_checkpointing) {
+            Ok(team) => team,
+            Err(error) => return (model, Err(error)),
+        };
         loop {
             let result = match self.between_steps(&model, observers) {
                 Ok(None) => {
-                    let (next, result) = self.step(model);
+                    let (next, result) = self.step(model, &mut team);
                     model = next;
                     result.map(|report| observers.tell(Event::Step(report))).map(|()| None)
                 }
@@ -140,25 +150,22 @@ impl<B: TrainBackend> Trainer<B> {
     }
 
     /// One optimiser step over `accumulation` micro-batches. Each token weighs the same whichever micro-batch it is in.
-    fn step(&mut self, model: Decoder<B>) -> (Decoder<B>, Result<StepReport, TrainError>) {
+    fn step(&mut self, model: Decoder<B>, team: &mut Team<B>) -> (Decoder<B>, Result<StepReport, TrainError>) {
         let start = Instant::now();
         let step = self.state.step + 1;
         let mut sampler = self.sampler.clone();
-        let batches: Vec<Batch> = (0..self.config.accumulation).map(|_| self.train.batch(&sampler.take(self.config.batch))).collect();
-        let labelled = batches.iter().map(Batch::labelled).sum::<usize>().max(1);
-        let mut grads = Gradients::default();
-        let mut losses = Vec::new();
-        for batch in &batches {
-            losses.push(loss::backward(
-                &model,
-                batch,
-                (labelled as f64).recip(),
-                self.config.gradient_checkpointing,
-                &mut grads,
-                &self.device,
-            ));
+        // By device, then by micro-batch.
+        let mut shares: Vec<Vec<Batch>> = vec![Vec::new(); team.size()];
+        for _ in 0..self.config.accumulation {
+            let rows = sampler.take(self.config.batch);
+            shares.iter_mut().zip(split(&rows, team.size())).for_each(|(share, rows)| share.push(self.train.batch(rows)));
         }
-        let losses: Vec<f64> = losses.into_iter().map(loss::scalar).collect();
+        let batches: Vec<Batch> = shares.concat();
+        let labelled = batches.iter().map(Batch::labelled).sum::<usize>().max(1);
+        let (grads, losses) = match team.gradients(&model, shares, (labelled as f64).recip()) {
+            Ok(found) => found,
+            Err(error) => return (model, Err(error)),
+        };
         let mean = losses.iter().sum::<f64>() / labelled as f64;
         if let Some(bad) = losses.iter().position(|loss| !loss.is_finite()) {
             let tensor = finite::locate(&model.valid(), &batches[bad], &self.device);
@@ -169,7 +176,11 @@ impl<B: TrainBackend> Trainer<B> {
             Norm::NotFinite(path) => return (model, Err(self.not_finite(step, "the gradient", format!("parameter {path}"), &batches))),
         };
         let lr = self.schedule.lr(step);
-        let model = self.optim.step(model, grads, lr, clip_factor(norm, self.config.clip));
+        let factor = clip_factor(norm, self.config.clip);
+        if let Err(error) = team.update(lr, factor) {
+            return (model, Err(error));
+        }
+        let model = self.optim.step(model, grads, lr, factor);
 
         let tokens: usize = batches.iter().map(Batch::tokens).sum();
         let seconds = start.elapsed().as_secs_f64();

@@ -41,6 +41,14 @@ pub enum DeviceError {
         /// Backends in this build.
         compiled: String,
     },
+    /// Devices that share their work are of one kind.
+    #[error("devices that share their work are of one backend; found `{first}` and `{other}`")]
+    Mixed {
+        /// Backend of the first device.
+        first: String,
+        /// The other one.
+        other: String,
+    },
     /// The backend is in this build, but no device answered.
     #[error("device `{device}` did not start: {reason}; check the driver with `terrarium doctor`, or use `--device cpu`")]
     Unavailable {
@@ -88,6 +96,24 @@ pub trait BackendTask {
     fn run<B: TrainBackend>(self, device: &B::Device) -> Self::Output;
 }
 
+/// Work on several devices of one backend.
+pub trait DevicesTask {
+    /// What the work returns.
+    type Output;
+    /// Does the work on `devices`, of which there is at least one.
+    fn run<B: TrainBackend>(self, devices: &[B::Device]) -> Self::Output;
+}
+
+/// Work on one device as work on several.
+struct Single<T>(T);
+
+impl<T: BackendTask> DevicesTask for Single<T> {
+    type Output = T::Output;
+    fn run<B: TrainBackend>(self, devices: &[B::Device]) -> T::Output {
+        self.0.run::<B>(&devices[0])
+    }
+}
+
 /// Backends in this build, GPUs first.
 pub fn compiled() -> Vec<&'static str> {
     let flags = [
@@ -132,16 +158,21 @@ fn probe(backend: &'static str, index: usize) -> Result<String, String> {
         }
     }
     if matches!(backend, "flex" | "ndarray") {
-        return launch(backend, index, Probe);
+        return launch(backend, &[index], Single(Probe));
     }
     // Drivers report their absence by panicking, on a thread of their own: keep that off the screen.
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| {}));
-    let result = std::thread::spawn(move || launch(backend, index, Probe)).join();
+    let result = std::thread::spawn(move || launch(backend, &[index], Single(Probe))).join();
     std::panic::set_hook(hook);
     result.unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().cloned().or_else(|| panic.downcast_ref::<&str>().map(|s| s.to_string()));
-        Err(text.unwrap_or_else(|| "the driver did not start".to_string()))
+        Err(match text {
+            // What CubeCL's thread of the device said is lost: all that comes back is that it ended.
+            Some(text) if text.contains("RecvError") => format!("it ended while starting (is there a device with the number {index}?)"),
+            Some(text) => text,
+            None => "the driver did not start".to_string(),
+        })
     })
 }
 
@@ -150,8 +181,21 @@ fn probe(backend: &'static str, index: usize) -> Result<String, String> {
 /// # Errors
 /// [`DeviceError`] when the backend is not in this build or no device answers.
 pub fn with_backend<T: BackendTask>(spec: &DeviceSpec, task: T) -> Result<T::Output, DeviceError> {
-    let (backend, index) = resolve(spec)?;
-    launch(backend, index, task).map_err(|reason| DeviceError::Unavailable { device: backend.to_string(), reason })
+    with_backends(std::slice::from_ref(spec), Single(task))
+}
+
+/// Runs `task` on the backend that all of `specs` name; a device may be named more than once.
+///
+/// # Errors
+/// As [`with_backend`], and where backends differ or no device is named.
+pub fn with_backends<T: DevicesTask>(specs: &[DeviceSpec], task: T) -> Result<T::Output, DeviceError> {
+    let found = specs.iter().map(resolve).collect::<Result<Vec<_>, _>>()?;
+    let Some(&(backend, _)) = found.first() else { return Err(DeviceError::Unknown(String::new())) };
+    if let Some((other, _)) = found.iter().find(|(other, _)| *other != backend) {
+        return Err(DeviceError::Mixed { first: backend.to_string(), other: (*other).to_string() });
+    }
+    let indices: Vec<usize> = found.into_iter().map(|(_, index)| index).collect();
+    launch(backend, &indices, task).map_err(|reason| DeviceError::Unavailable { device: backend.to_string(), reason })
 }
 
 /// The backend and index that `spec` stands for.
@@ -177,26 +221,34 @@ fn resolve(spec: &DeviceSpec) -> Result<(&'static str, usize), DeviceError> {
 }
 
 #[allow(unused_variables, reason = "which arguments are used depends on the features")]
-fn launch<T: BackendTask>(backend: &'static str, index: usize, task: T) -> Result<T::Output, String> {
+fn launch<T: DevicesTask>(backend: &'static str, indices: &[usize], task: T) -> Result<T::Output, String> {
     #[cfg(any(feature = "flex", feature = "ndarray", feature = "_cube"))]
     use burn::backend::Autodiff;
+    if let (true, Some(index)) = (matches!(backend, "flex" | "ndarray"), indices.iter().find(|index| **index > 0)) {
+        return Err(format!("{backend} has no device {index}"));
+    }
     match backend {
         #[cfg(feature = "flex")]
-        "flex" if index == 0 => Ok(task.run::<Autodiff<burn::backend::Flex>>(&Default::default())),
+        "flex" => Ok(task.run::<Autodiff<burn::backend::Flex>>(&vec![Default::default(); indices.len()])),
         #[cfg(feature = "ndarray")]
-        "ndarray" if index == 0 => Ok(task.run::<Autodiff<burn::backend::NdArray<f32>>>(&Default::default())),
+        "ndarray" => Ok(task.run::<Autodiff<burn::backend::NdArray<f32>>>(&vec![Default::default(); indices.len()])),
         #[cfg(feature = "cuda")]
-        "cuda" => Ok(task.run::<Autodiff<super::Cuda>>(&burn::backend::cuda::CudaDevice::new(index))),
+        "cuda" => Ok(task.run::<Autodiff<super::Cuda>>(&each(indices, burn::backend::cuda::CudaDevice::new))),
         #[cfg(feature = "rocm")]
-        "rocm" => Ok(task.run::<Autodiff<super::Rocm>>(&burn::backend::rocm::RocmDevice::new(index))),
+        "rocm" => Ok(task.run::<Autodiff<super::Rocm>>(&each(indices, burn::backend::rocm::RocmDevice::new))),
         #[cfg(feature = "metal")]
-        "metal" => Ok(task.run::<Autodiff<super::Metal>>(&wgpu_device(index))),
+        "metal" => Ok(task.run::<Autodiff<super::Metal>>(&each(indices, wgpu_device))),
         #[cfg(feature = "vulkan")]
-        "vulkan" => Ok(task.run::<Autodiff<super::Vulkan>>(&wgpu_device(index))),
+        "vulkan" => Ok(task.run::<Autodiff<super::Vulkan>>(&each(indices, wgpu_device))),
         #[cfg(feature = "wgpu")]
-        "wgpu" => Ok(task.run::<Autodiff<super::Wgpu>>(&wgpu_device(index))),
-        _ => Err(format!("{backend} has no device {index}")),
+        "wgpu" => Ok(task.run::<Autodiff<super::Wgpu>>(&each(indices, wgpu_device))),
+        _ => Err(format!("{backend} is not in this build")),
     }
+}
+
+#[cfg(feature = "_cube")]
+fn each<D>(indices: &[usize], device: impl Fn(usize) -> D) -> Vec<D> {
+    indices.iter().map(|&index| device(index)).collect()
 }
 
 /// Index 0 is whatever the platform prefers, a software device included.

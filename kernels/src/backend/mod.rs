@@ -6,6 +6,8 @@ mod device;
 #[cfg(feature = "fusion")]
 mod fusion;
 
+use std::sync::Arc;
+
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{DType, Int, Tensor};
 
@@ -14,6 +16,7 @@ use crate::adamw::{self, AdamWArgs, AdamWOut};
 use crate::attention::step::{StepArgs, StepOut};
 use crate::attention::{self, AttentionArgs, AttentionGrads};
 use crate::causal_conv1d::{self, ConvArgs, ConvGrads, ConvOut};
+use crate::collective::Collective;
 use crate::cross_entropy::{self, CrossEntropyArgs, CrossEntropyOut};
 use crate::glu::{self, GluArgs, GluGrads};
 use crate::linear::{self, LinearGrads, LinearKept};
@@ -25,7 +28,7 @@ use crate::sample::{Draws, SampleOptions};
 use crate::selective_scan::{self, ScanArgs, ScanGrads, ScanOut};
 use crate::ssd::{self, SsdArgs, SsdGrads, SsdOut};
 
-pub use device::{BackendTask, DeviceError, DeviceSpec, Found, compiled, discover, with_backend};
+pub use device::{BackendTask, DeviceError, DeviceSpec, DevicesTask, Found, compiled, discover, with_backend, with_backends};
 
 /// A Burn backend with this crate's operations. Every method has a default: the reference.
 ///
@@ -249,6 +252,11 @@ pub trait KernelBackend: Backend {
 
     /// What records steps on `device` to replay them, where the backend can; see [`crate::record`].
     fn recorder(_device: &Self::Device) -> Option<Box<dyn Recorder<Self>>> {
+        None
+    }
+
+    /// What adds tensors up over `devices`, where they can do that among themselves; see [`crate::collective`].
+    fn collective(_devices: &[Self::Device]) -> Option<Arc<dyn Collective<Self>>> {
         None
     }
 

@@ -1,16 +1,19 @@
 //! [`KernelBackend`] for every CubeCL backend: each operation asks its kernel, and runs the reference where the kernel
 //! declines.
 
+use std::sync::Arc;
+
 use burn::tensor::{DType, Int, Tensor};
 use burn_cubecl::element::BoolElement;
 use burn_cubecl::{CubeBackend, CubeRuntime, FloatElement, IntElement};
 
-use super::{Device, NAME, down, down_int, record, up};
+use super::{Device, NAME, collective, down, down_int, record, up};
 use crate::adamw::{self, AdamWArgs, AdamWOut};
 use crate::attention::step::{StepArgs, StepOut};
 use crate::attention::{self, AttentionArgs, AttentionGrads};
 use crate::backend::Memory;
 use crate::causal_conv1d::{self, ConvArgs, ConvGrads, ConvOut};
+use crate::collective::Collective;
 use crate::cross_entropy::{self, CrossEntropyArgs, CrossEntropyOut};
 use crate::glu::{self, GluArgs, GluGrads};
 use crate::linear::{self, LinearGrads, LinearKept};
@@ -282,6 +285,10 @@ where
 
     fn recorder(device: &Self::Device) -> Option<Box<dyn Recorder<Self>>> {
         record::recorder::<R, F, I, BT>(device)
+    }
+
+    fn collective(devices: &[Self::Device]) -> Option<Arc<dyn Collective<Self>>> {
+        collective::collective::<R, F, I, BT>(devices)
     }
 
     fn memory(device: &Self::Device) -> Option<Memory> {

@@ -3,6 +3,7 @@
 //! One source for CUDA, Vulkan, WGPU and Metal. A kernel takes `Array`s and scalars (a `Tensor` argument costs one
 //! more copy per launch for its metadata); its launcher sits beside it and works on [`CubeTensor`]s.
 
+mod collective;
 #[cfg(feature = "cuda")]
 pub(crate) mod cuda;
 mod device;

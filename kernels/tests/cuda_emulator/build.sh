@@ -11,6 +11,7 @@ flags="-std=c++20 -fPIC -w -fpermissive -march=x86-64-v3 -ffp-contract=fast -fno
 $cxx -std=c++20 -O3 -march=x86-64-v3 -fPIC -shared -pthread -Wall -Wextra -fvisibility=hidden "$here/driver.cpp" -o "$out/libcuda.so" -ldl
 $cxx -std=c++20 -O2 -fPIC -shared -Wall -Wextra -fvisibility=hidden "-DEMULATOR_FLAGS=\"$flags\"" "$here/nvrtc.cpp" -o "$out/libnvrtc.so" -ldl
 $cxx -std=c++20 -O3 -march=x86-64-v3 -fPIC -shared -Wall -Wextra -fvisibility=hidden "$here/cublaslt.cpp" -o "$out/libcublasLt.so" -ldl
+$cxx -std=c++20 -O3 -march=x86-64-v3 -fPIC -shared -pthread -Wall -Wextra -fvisibility=hidden "$here/nccl.cpp" -o "$out/libnccl.so"
 $cxx -std=c++20 -O1 -Wall -Wextra "$here/selftest.cpp" -o "$out/selftest" -ldl
 for level in 0 1 2; do
     mkdir -p "$out/O$level"

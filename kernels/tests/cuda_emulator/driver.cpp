@@ -44,6 +44,7 @@ const long LATE = setting("TERRARIUM_EMULATOR_LATE", 0);
 const long ORDER = setting("TERRARIUM_EMULATOR_ORDER", 0);
 const long SM = setting("TERRARIUM_EMULATOR_SM", 90);
 const long MEMORY = setting("TERRARIUM_EMULATOR_MEMORY_GB", 16);
+const int DEVICES = setting("TERRARIUM_EMULATOR_DEVICES", 2);
 
 // ---------------------------------------------------------------- kernels and launches
 

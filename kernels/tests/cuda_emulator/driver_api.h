@@ -21,10 +21,10 @@ EXPORT int cuGetErrorName(int e, const char **text) { return cuGetErrorString(e,
 
 // ---------------------------------------------------------------- devices and contexts
 
-EXPORT int cuDeviceGetCount(int *n) { *n = 1; return SUCCESS; }
-EXPORT int cuDeviceGet(int *device, int ordinal) { *device = ordinal; return ordinal == 0 ? SUCCESS : 101; }
+EXPORT int cuDeviceGetCount(int *n) { *n = DEVICES; return SUCCESS; }
+EXPORT int cuDeviceGet(int *device, int ordinal) { *device = ordinal; return ordinal >= 0 && ordinal < DEVICES ? SUCCESS : 101; }
 EXPORT int cuDeviceGetName(char *name, int size, int) { snprintf(name, size, "CPU emulator of an H100"); return SUCCESS; }
-EXPORT int cuDeviceGetUuid(char *bytes, int) { memset(bytes, 7, 16); return SUCCESS; }
+EXPORT int cuDeviceGetUuid(char *bytes, int d) { memset(bytes, 7 + d, 16); return SUCCESS; }
 EXPORT int cuDeviceGetUuid_v2(char *bytes, int d) { return cuDeviceGetUuid(bytes, d); }
 EXPORT int cuDeviceTotalMem_v2(size_t *bytes, int) { *bytes = size_t(MEMORY) << 30; return SUCCESS; }
 

@@ -8,6 +8,7 @@ mod argmax;
 mod attention;
 mod attention_step;
 mod causal_conv1d;
+mod collective;
 mod common;
 mod cross_entropy;
 mod cumsum;

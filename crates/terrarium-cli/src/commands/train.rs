@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde_json::Map;
 use terrarium::burn::tensor::DType;
-use terrarium::kernels::backend::{BackendTask, with_backend};
+use terrarium::kernels::backend::{BackendTask, DeviceSpec, with_backend};
 use terrarium::kernels::{KernelChoice, TrainBackend};
 use terrarium::models::DecoderConfig;
 use terrarium::runtime::{self, Files};
@@ -61,6 +61,9 @@ pub struct LaunchArgs {
     /// Say what the run would do and need, and stop.
     #[arg(long, visible_alias = "estimate")]
     pub dry_run: bool,
+    /// Devices that share each step, as in cuda:0,cuda:1: the rows of a micro-batch are split among them.
+    #[arg(long, value_name = "LIST", value_delimiter = ',', conflicts_with = "device", help_heading = "Computation")]
+    pub devices: Vec<DeviceSpec>,
     #[command(flatten)]
     pub hub: HubArgs,
     #[command(flatten)]
@@ -148,7 +151,10 @@ pub fn set_model_keys(config: &mut RunConfig, assignments: &[String]) -> Result<
 pub fn options(config: RunConfig, out_dir: PathBuf, arguments: &LaunchArgs, console: &Console) -> Result<RunOptions, Failure> {
     let base = config.base.as_ref().map(|base| model::resolve(Some(&base.model), Files::All, &arguments.hub, console)).transpose()?;
     let mut options = RunOptions::new(config, &out_dir);
-    options.device = arguments.compute.device.clone();
+    (options.device, options.others) = match arguments.devices.split_first() {
+        Some((first, others)) => (first.clone(), others.to_vec()),
+        None => (arguments.compute.device.clone(), Vec::new()),
+    };
     options.resume = arguments.resume();
     options.display = arguments.display(console);
     options.base_dir = base.map(|base| base.dir);

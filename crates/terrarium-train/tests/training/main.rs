@@ -1,6 +1,7 @@
 //! Whole runs on small models: gradients, resuming, adapters, failures.
 
 mod common;
+mod devices;
 mod failures;
 mod gradients;
 mod labels;

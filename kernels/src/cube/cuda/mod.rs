@@ -1,5 +1,6 @@
 //! What only CUDA has: the libraries beside the kernels, on CubeCL's own streams.
 
+pub(crate) mod collective;
 pub(crate) mod graph;
 pub(crate) mod library;
 mod plan;
