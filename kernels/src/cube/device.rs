@@ -20,7 +20,7 @@ pub(crate) struct Device {
     pub bindings: u32,
     /// Cubes along each axis of a launch.
     pub max_cubes: (u32, u32, u32),
-    /// Streaming multiprocessors, where the driver tells.
+    /// Streaming multiprocessors, where the driver tells, or a guess for a GPU whose driver does not.
     pub processors: Option<u32>,
     /// `mma.sync` m16n8k16 from bf16 and f16, with ldmatrix and asynchronous copies: CUDA from sm_80.
     pub tensor_cores: bool,
@@ -50,7 +50,9 @@ impl Device {
             max_units: hardware.max_units_per_cube,
             bindings: hardware.max_bindings,
             max_cubes: hardware.max_cube_count,
-            processors: hardware.num_streaming_multiprocessors,
+            // Vulkan tells nothing. A device with planes of 32 is a GPU, and work that is cut for more processors than it has costs less than
+            // work for fewer; software devices have narrower planes.
+            processors: hardware.num_streaming_multiprocessors.or((hardware.plane_size_max >= 32).then_some(64)),
             tensor_cores: multiplies(FloatKind::BF16) && multiplies(FloatKind::F16) && features.copy_async && hardware.plane_size_max == 32,
             stores_matrices: [FloatKind::BF16, FloatKind::F16].iter().all(|&kind| features.matmul.stmatrix.contains(&float(kind))),
             bf16: stored(FloatKind::BF16),

@@ -547,6 +547,8 @@ fn tensor_cores_agree_with_the_scalar_loop() {
         tensor_case(66, 4, 2, 16).segmented().slow_decay(),
         tensor_case(5, 2, 1, 33).slow_decay(),
         tensor_case(64, 2, 1, 72).slow_decay(),
+        // As many heads as half the processors of an H100: one to a cube.
+        tensor_case(33, 66, 1, 128).slow_decay(),
     ]);
 }
 

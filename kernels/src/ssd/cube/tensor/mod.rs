@@ -120,7 +120,9 @@ struct Plan {
 impl Plan {
     fn new(dims: SsdDims, processors: u32) -> Self {
         let SsdDims { b, l, h, g, n, .. } = dims;
-        let hw = if n <= 128 && (h / g).is_multiple_of(2) { 2 } else { 1 };
+        // Short rows whose heads are about as many as the processors: one head a cube leaves no processor idle and needs half as many segments.
+        let apart = n == 128 && l <= 2048 && (processors as usize / 2..=processors as usize).contains(&(b * h));
+        let hw = if n <= 128 && (h / g).is_multiple_of(2) && !apart { 2 } else { 1 };
         // Wide states leave one cube to a processor: two groups of planes then share keys and queries.
         let hg = if n > 128 && (h / g).is_multiple_of(2) { 2 } else { 1 };
         let all = l.div_ceil(Q);
