@@ -18,7 +18,7 @@ const COLORS: [RGBColor; 8] = [BLUE, ORANGE, GREEN, RED, PURPLE, TEAL, OLIVE, BR
 pub struct Figure {
     /// What it shows.
     pub title: String,
-    /// From left to right, at most three in a row.
+    /// From left to right, two in a row; those without points are left out.
     pub panels: Vec<Panel>,
 }
 
@@ -77,9 +77,10 @@ impl Figure {
 impl Drawing for Figure {
     fn draw<DB: DrawingBackend>(&self, picture: Picture, root: &DrawingArea<DB, Shift>) -> Outcome<DB> {
         let body = picture.page(root, &self.title)?;
-        let columns = self.panels.len().clamp(1, 2);
-        let areas = body.split_evenly((self.panels.len().div_ceil(columns).max(1), columns));
-        for (area, panel) in areas.iter().zip(&self.panels) {
+        let drawn: Vec<&Panel> = self.panels.iter().filter(|panel| panel.series.iter().any(|series| !series.points.is_empty())).collect();
+        let columns = drawn.len().clamp(1, 2);
+        let areas = body.split_evenly((drawn.len().div_ceil(columns).max(1), columns));
+        for (area, panel) in areas.iter().zip(drawn) {
             panel.draw(picture, area)?;
         }
         Ok(())
@@ -254,7 +255,8 @@ mod tests {
         };
         let mut odd = Panel { y_scale: Scale::Log10, x_scale: Scale::Log10, title: "Odd".into(), ..panel.clone() };
         odd.series[0].points = vec![(0.0, 1.0, 0.0), (10.0, -1.0, 0.0), (f64::NAN, 2.0, 0.0), (100.0, 5.0, 9.0)];
-        let figure = Figure { title: "Recall".into(), panels: vec![panel, odd, Panel::default()] };
+        let nothing = Panel { title: "Nothing".into(), series: vec![Series::default()], ..Panel::default() };
+        let figure = Figure { title: "Recall".into(), panels: vec![panel, nothing, odd, Panel::default()] };
         let dir = tempfile::tempdir().unwrap();
         let out = std::env::var_os("TERRARIUM_PLOT_OUT").map_or(dir.path().to_path_buf(), PathBuf::from);
         let files = figure.write(&out, "figure").unwrap();
@@ -263,7 +265,8 @@ mod tests {
         for text in ["Recall", "Model width", "attention", "128"] {
             assert!(svg.contains(text), "{text}");
         }
-        assert!(!svg.contains("a fit"));
+        assert!(!svg.contains("a fit") && !svg.contains("Nothing"));
+        assert!(Figure::default().write(&out, "empty").is_ok());
     }
 
     #[test]
