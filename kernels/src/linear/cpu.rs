@@ -192,6 +192,13 @@ fn multiply((left, [row, column]): (&[f32], [usize; 2]), right: &[f32], [m, n, k
 
 /// Weight rows that are read side by side.
 const STRIP: usize = 4;
+/// Sums that one weight row is added up in.
+const AT_ONCE: usize = 4;
+
+#[inline(always)]
+fn total<S: Simd>(simd: S, [a, b, c, d]: [S::f32s; AT_ONCE]) -> S::f32s {
+    simd.add_f32s(simd.add_f32s(a, b), simd.add_f32s(c, d))
+}
 
 /// Columns `first..first + count` of the output.
 struct Block<'a> {
@@ -210,6 +217,12 @@ impl WithSimd for Block<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
+        if self.rows == 1 {
+            for o in 0..self.count {
+                self.dot(simd, o);
+            }
+            return;
+        }
         let mut o = 0;
         while o < self.count {
             let strip = o + STRIP <= self.count;
@@ -232,6 +245,34 @@ impl WithSimd for Block<'_> {
 }
 
 impl Block<'_> {
+    /// Weight row `o` times the only row: one weight row at a time is one stream, which processors fetch ahead.
+    #[inline(always)]
+    fn dot<S: Simd>(&self, simd: S, o: usize) {
+        let inputs = self.inputs;
+        let (weight, x) = (&self.weight[o * inputs..][..inputs], &self.x[..inputs]);
+        let step = |k: usize, sum: S::f32s| {
+            // SAFETY: `k + lanes <= inputs`, the length of both.
+            let [weight, x] = [weight, x].map(|part| unsafe { part.as_ptr().add(k).cast::<S::f32s>().read_unaligned() });
+            simd.mul_add_f32s(weight, x, sum)
+        };
+        let mut sums = [simd.splat_f32s(0.0); AT_ONCE];
+        let mut k = 0;
+        while k + AT_ONCE * S::F32_LANES <= inputs {
+            for (i, sum) in sums.iter_mut().enumerate() {
+                *sum = step(k + i * S::F32_LANES, *sum);
+            }
+            k += AT_ONCE * S::F32_LANES;
+        }
+        while k + S::F32_LANES <= inputs {
+            sums[0] = step(k, sums[0]);
+            k += S::F32_LANES;
+        }
+        let (weight, x) = (simd.partial_load_f32s(&weight[k..]), simd.partial_load_f32s(&x[k..]));
+        // SAFETY: each output column belongs to one task.
+        let y = unsafe { self.y.part(self.first + o, 1) };
+        y[0] = simd.reduce_sum_f32s(simd.mul_add_f32s(weight, x, total(simd, sums)));
+    }
+
     /// `W` weight rows from `o` on times `X` rows from `row` on.
     #[inline(always)]
     fn dots<S: Simd, const W: usize, const X: usize>(&self, simd: S, o: usize, row: usize) {
@@ -299,51 +340,48 @@ impl WithSimd for Halves<'_> {
     fn with_simd<S: Simd>(self, simd: S) {
         let count = self.weight.len() / self.inputs.max(1);
         for row in 0..self.rows {
-            let mut o = 0;
-            while o < count {
-                if o + STRIP <= count {
-                    self.dots::<S, STRIP>(simd, o, row);
-                    o += STRIP;
-                } else {
-                    self.dots::<S, 1>(simd, o, row);
-                    o += 1;
-                }
+            for o in 0..count {
+                self.dot(simd, o, row);
             }
         }
     }
 }
 
 impl Halves<'_> {
-    /// `W` weight rows from `o` on times row `row`.
+    /// Weight row `o` times row `row`. One weight row at a time: what is read is then one stream, which processors fetch ahead.
     #[inline(always)]
-    fn dots<S: Simd, const W: usize>(&self, simd: S, o: usize, row: usize) {
+    fn dot<S: Simd>(&self, simd: S, o: usize, row: usize) {
         let (inputs, half) = (self.inputs, self.inputs / 2);
-        let weight = &self.weight[o * inputs..][..W * inputs];
+        let weight = &self.weight[o * inputs..][..inputs];
         let (even, odd) = self.x[row * inputs..][..inputs].split_at(half);
         let (by, high) = (simd.splat_u32s(16), simd.splat_u32s(0xffff_0000));
-        let mut sums = [simd.splat_f32s(0.0); W];
-        let whole = half / S::F32_LANES * S::F32_LANES;
-        let mut k = 0;
-        while k < whole {
-            // SAFETY: `k + lanes <= half`, the length of both.
+        let step = |k: usize, sum: S::f32s| {
+            // SAFETY: `k + lanes <= half`, the length of both; the weight row has `2 half` values of 16 bits.
             let [even, odd] = [even, odd].map(|part| unsafe { part.as_ptr().add(k).cast::<S::f32s>().read_unaligned() });
-            for (w, sum) in sums.iter_mut().enumerate() {
-                // SAFETY: row `w` has `2 half` values of 16 bits.
-                let bits = unsafe { weight.as_ptr().add(w * inputs + 2 * k).cast::<S::u32s>().read_unaligned() };
-                let first = simd.transmute_f32s_u32s(simd.wrapping_dyn_shl_u32s(bits, by));
-                let second = simd.transmute_f32s_u32s(simd.and_u32s(bits, high));
-                *sum = simd.mul_add_f32s(second, odd, simd.mul_add_f32s(first, even, *sum));
+            let bits = unsafe { weight.as_ptr().add(2 * k).cast::<S::u32s>().read_unaligned() };
+            let first = simd.transmute_f32s_u32s(simd.wrapping_dyn_shl_u32s(bits, by));
+            let second = simd.transmute_f32s_u32s(simd.and_u32s(bits, high));
+            simd.mul_add_f32s(second, odd, simd.mul_add_f32s(first, even, sum))
+        };
+        let mut sums = [simd.splat_f32s(0.0); AT_ONCE];
+        let mut k = 0;
+        while k + AT_ONCE * S::F32_LANES <= half {
+            for (i, sum) in sums.iter_mut().enumerate() {
+                *sum = step(k + i * S::F32_LANES, *sum);
             }
+            k += AT_ONCE * S::F32_LANES;
+        }
+        while k + S::F32_LANES <= half {
+            sums[0] = step(k, sums[0]);
             k += S::F32_LANES;
         }
-        for (w, sum) in sums.into_iter().enumerate() {
-            let rest = (whole..half).map(|k| {
-                let [first, second] = [0, 1].map(|i| weight[w * inputs + 2 * k + i].to_f32());
-                first * even[k] + second * odd[k]
-            });
-            // SAFETY: each output column belongs to one task.
-            let y = unsafe { self.y.part(row * self.outputs + self.first + o + w, 1) };
-            y[0] = simd.reduce_sum_f32s(sum) + rest.sum::<f32>();
-        }
+        let sum = total(simd, sums);
+        let rest = (k..half).map(|k| {
+            let [first, second] = [0, 1].map(|i| weight[2 * k + i].to_f32());
+            first * even[k] + second * odd[k]
+        });
+        // SAFETY: each output column belongs to one task.
+        let y = unsafe { self.y.part(row * self.outputs + self.first + o, 1) };
+        y[0] = simd.reduce_sum_f32s(sum) + rest.sum::<f32>();
     }
 }
